@@ -1,0 +1,3 @@
+#![no_std]
+//! x86-64.
+#![forbid(unsafe_code)]

@@ -1,0 +1,451 @@
+//! What an architecture's back end provides: tables, and a few hooks. All traits are object safe; `&self` carries the
+//! ABI variant and byte order, since one host binary serves several.
+
+use crate::field::{Endian, Field, Overflow};
+
+/// How a relocation computes its value, in the letters of the psABI documents.
+///
+/// `S` symbol, `A` addend, `P` place, `G` the symbol's GOT slot as an offset from the GOT's start, `GOT` the GOT's
+/// address, `L` the symbol or a veneer that jumps to it, `Z` symbol size, `TP` thread pointer, `DTP` the module's TLS block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Expr {
+    /// Nothing is computed (hints, markers).
+    None,
+    /// `S + A`
+    Abs,
+    /// `S + A - P`
+    Pc,
+    /// `L + A - P`: a call or jump; the linker may put a veneer between.
+    PltPc,
+    /// `G + A`
+    Got,
+    /// `G + GOT + A - P`
+    GotPc,
+    /// `G + GOT + A`: absolute address of the slot.
+    GotAbs,
+    /// `S + A - GOT`
+    GotOff,
+    /// `GOT + A - P`
+    GotBasePc,
+    /// `Z + A`
+    Size,
+    /// `S + A - TP`: offset from the thread pointer (the executable's static TLS block).
+    TpOff,
+    /// PC-relative address of a GOT slot that holds `S - TP`.
+    GotTpOffPc,
+    /// `S + A - DTP`: offset in the module's TLS block.
+    DtpOff,
+    /// PC-relative address of a GOT pair (module id, `S - DTP`).
+    GotTlsGdPc,
+    /// PC-relative address of a GOT pair (module id, 0).
+    GotTlsLdPc,
+}
+
+/// What an instruction or word uses its relocated value for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A data word or an address computation: the address of a replaced function is the program's entry.
+    Address,
+    /// A direct call or jump: may go straight to the new function, may go through a veneer.
+    Branch,
+    /// A reference through a GOT slot.
+    Got,
+    /// Thread-local storage.
+    Tls,
+    /// May be ignored.
+    Hint,
+}
+
+/// One row of a back end's relocation table.
+#[derive(Clone, Copy, Debug)]
+pub struct Howto {
+    /// The number in the object file (back ends whose ABI composes several operations in one relocation make one
+    /// number of them).
+    pub r_type: u32,
+    /// The psABI name, such as `R_X_64`.
+    pub name: &'static str,
+    /// What is computed.
+    pub expr: Expr,
+    /// Where it is stored.
+    pub field: Field,
+    /// The range check.
+    pub overflow: Overflow,
+    /// Required alignment of the value in bytes (1: none).
+    pub align: u8,
+    /// What it is used for.
+    pub role: Role,
+}
+
+/// A relocation after the back end removed the quirks of its psABI: one field, an explicit addend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reloc {
+    /// Offset of the field in its section, bytes.
+    pub offset: u64,
+    /// A number that [`Relocator::howto`] knows, or an unsupported one (the linker refuses it by name).
+    pub r_type: u32,
+    /// Index of the symbol in the object's symbol table (0: none, S = 0).
+    pub symbol: u32,
+    /// The addend.
+    pub addend: i64,
+}
+
+/// A relocation section as the object file has it, for [`Relocator::normalize`].
+#[derive(Clone, Copy)]
+pub struct RawRelocs<'a> {
+    /// The entries, bytes as in the file.
+    pub entries: &'a [u8],
+    /// Explicit addends (SHT_RELA) or not (SHT_REL).
+    pub rela: bool,
+    /// Contents of the section that the relocations apply to.
+    pub section: &'a [u8],
+    /// 64-bit class entries.
+    pub is_64: bool,
+    /// The object's data byte order.
+    pub endian: Endian,
+    /// For each symbol index: is it local to the object?
+    pub is_local: &'a dyn Fn(u32) -> bool,
+}
+
+/// Why a relocation section could not be normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormalizeError {
+    /// Offset of the relocation's field in the section.
+    pub offset: u64,
+    /// The raw relocation type (0 where the entry itself is broken).
+    pub r_type: u32,
+    /// What is wrong, as a clause.
+    pub what: &'static str,
+}
+
+/// Relocations of one architecture.
+pub trait Relocator {
+    /// The row for `r_type`, or `None` where this back end can't do it.
+    fn howto(&self, r_type: u32) -> Option<&'static Howto>;
+    /// The psABI name of any type of this architecture, supported or not.
+    fn reloc_name(&self, r_type: u32) -> Option<&'static str>;
+    /// Turns a section's relocations into neutral ones, in file order.
+    ///
+    /// # Errors
+    /// [`NormalizeError`] on entries that break the psABI's rules.
+    #[cfg(feature = "alloc")]
+    fn normalize(&self, raw: &RawRelocs<'_>) -> Result<alloc::vec::Vec<Reloc>, NormalizeError>;
+    /// The type that stores a whole address in a data word (used for GOT slots that only a load address settles).
+    fn address_word(&self) -> u32;
+}
+
+/// A short run of machine code, without an allocator.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Code {
+    buf: [u8; Code::CAPACITY],
+    len: u8,
+}
+
+impl Code {
+    /// The longest code that fits, bytes.
+    pub const CAPACITY: usize = 48;
+    /// No code.
+    pub const EMPTY: Code = Code { buf: [0; Code::CAPACITY], len: 0 };
+
+    /// Appends bytes.
+    ///
+    /// # Panics
+    /// Never for code that a back end's tables make: their lengths are constants below [`Code::CAPACITY`].
+    #[must_use]
+    pub fn then(mut self, bytes: &[u8]) -> Code {
+        let at = usize::from(self.len);
+        assert!(at + bytes.len() <= Self::CAPACITY, "code template longer than Code::CAPACITY");
+        self.buf[at..at + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len() as u8;
+        self
+    }
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.buf[..usize::from(self.len)]
+    }
+}
+
+impl core::fmt::Debug for Code {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        for (i, b) in self.bytes().iter().enumerate() {
+            write!(f, "{}{b:02x}", if i == 0 { "" } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
+/// What a trampoline at a site jumps to first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The new function itself.
+    Direct,
+    /// A landing in the image (code of [`JumpForm::landing_len`] bytes that goes on to the new function).
+    ImageLanding,
+    /// A landing in an island that is allocated near the site, because the image may lie out of reach.
+    NearIsland,
+}
+
+/// One way to encode a trampoline.
+#[derive(Clone, Copy, Debug)]
+pub struct JumpForm {
+    /// Stable name for `--form` and messages.
+    pub name: &'static str,
+    /// Bytes written at the site.
+    pub len: u8,
+    /// Required alignment of the site, bytes.
+    pub align: u8,
+    /// How far `to - from` may be, inclusive; `None`: anywhere.
+    pub reach: Option<(i64, i64)>,
+    /// Where the site's jump goes.
+    pub via: Via,
+    /// Length of the landing's code, bytes (0 for [`Via::Direct`]).
+    pub landing_len: u8,
+    /// How far `new - landing` may be, inclusive; `None`: anywhere.
+    pub landing_reach: Option<(i64, i64)>,
+    /// Registers that the form changes before the new function runs.
+    pub clobbers: &'static [&'static str],
+    /// May be written by one aligned store while other threads run.
+    pub single_store: bool,
+}
+
+/// Why a jump could not be encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncodeError {
+    /// `to` is out of the form's reach.
+    OutOfReach {
+        /// Address of the jump.
+        from: u64,
+        /// Where it should go.
+        to: u64,
+        /// The reach, inclusive.
+        reach: (i64, i64),
+    },
+    /// The address breaks the form's alignment.
+    Misaligned {
+        /// The address.
+        at: u64,
+        /// The alignment, bytes.
+        align: u8,
+    },
+}
+
+/// Trampolines of one architecture.
+pub trait TrampolineEncoder {
+    /// All forms, cheapest first.
+    fn forms(&self) -> &'static [JumpForm];
+    /// The bytes at the site: a jump at run-time address `from` to `to` (the new function or the landing).
+    ///
+    /// # Errors
+    /// [`EncodeError`] where `to` is out of reach or an address misaligned.
+    fn encode_jump(&self, form: &JumpForm, from: u64, to: u64) -> Result<Code, EncodeError>;
+    /// The bytes of the landing at `at` that goes on to `new` (empty for [`Via::Direct`]).
+    ///
+    /// # Errors
+    /// As [`TrampolineEncoder::encode_jump`].
+    fn encode_landing(&self, form: &JumpForm, at: u64, new: u64) -> Result<Code, EncodeError>;
+    /// Length of the landing pad at a function's entry that must stay first (0: none).
+    fn landing_pad_len(&self, entry: &[u8]) -> u8;
+    /// Is this byte run (from a function's end to the next function) padding that no one executes?
+    /// Returns how many leading bytes of `bytes` are.
+    fn padding_len(&self, bytes: &[u8]) -> usize;
+    /// Fast filter over machine code: calls `hit(address of the branch, target)` for everything in `code` (which
+    /// starts at link-time address `at`) that could be a direct branch, call or pc-relative address computation into
+    /// `lo..hi`. May report bytes that are not instructions; never misses one.
+    fn scan_branches(&self, code: &[u8], at: u64, lo: u64, hi: u64, hit: &mut dyn FnMut(u64, u64));
+}
+
+/// GOT and veneers of one architecture.
+pub trait GotBuilder {
+    /// Size of one GOT slot, bytes.
+    fn slot_size(&self) -> u8;
+    /// Where the GOT pointer points, relative to the GOT's start.
+    fn gp_bias(&self) -> u64;
+    /// Length of a veneer that jumps through a GOT slot, bytes.
+    fn veneer_len(&self) -> u8;
+    /// The veneer's code: at `at`, jumping to the address that the GOT slot at `slot` holds. Both may be image-relative.
+    ///
+    /// # Errors
+    /// [`EncodeError`] where the slot is out of reach.
+    fn encode_veneer(&self, at: u64, slot: u64) -> Result<Code, EncodeError>;
+    /// Offset of the program's static TLS block from the thread pointer: what to add to a TLS symbol's value
+    /// (its offset in the block) to get `S - TP`. `size` and `align` are the PT_TLS segment's.
+    fn tp_offset(&self, size: u64, align: u64) -> i64;
+}
+
+/// What this architecture needs after code was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheNeed {
+    /// Nothing: instruction fetch sees stores (after a serialising event, which a ptrace stop is).
+    Coherent,
+    /// A system call in the target, as well as what the kernel does on a ptrace write.
+    Syscall,
+    /// Line operations over the range.
+    LineOps,
+}
+
+/// Cache maintenance of one architecture.
+pub trait CacheInvalidation {
+    /// What is needed; *how* is the target's business.
+    fn cache_need(&self) -> CacheNeed;
+}
+
+/// Index of a register in [`Registers`].
+pub type Reg = u8;
+
+/// The registers of one architecture as data. Indices count words of the kernel's NT_PRSTATUS register set.
+#[derive(Clone, Copy, Debug)]
+pub struct RegisterLayout {
+    /// Number of words in the register set.
+    pub count: u8,
+    /// Size of one word, bytes.
+    pub word: u8,
+    /// Name of each register, by index.
+    pub names: &'static [&'static str],
+    /// Program counter.
+    pub pc: Reg,
+    /// Stack pointer.
+    pub sp: Reg,
+    /// Link register, where the architecture has one.
+    pub ra: Option<Reg>,
+    /// Thread pointer.
+    pub tp: Option<Reg>,
+    /// System call number (as the caller sets it).
+    pub syscall_nr: Reg,
+    /// System call arguments in registers, in order.
+    pub syscall_args: &'static [Reg],
+    /// System call and function result.
+    pub result: Reg,
+    /// Register that is non-zero when a system call failed (`None`: the result is a negative errno).
+    pub error_flag: Option<Reg>,
+    /// The kernel's copy of the system call number that drives restarts; written as all-ones to suppress a restart.
+    pub restart_nr: Option<Reg>,
+    /// Function call arguments in registers, in order.
+    pub call_args: &'static [Reg],
+    /// DWARF number of each register that unwind tables name: (DWARF number, index).
+    pub dwarf: &'static [(u16, Reg)],
+    /// DWARF number of the return address column.
+    pub dwarf_ra: u16,
+}
+
+/// Register values of one thread, in the order of a [`RegisterLayout`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// The values; entries from [`RegisterLayout::count`] on are 0.
+    pub values: [u64; Registers::MAX],
+}
+
+impl Registers {
+    /// The most registers of any layout.
+    pub const MAX: usize = 80;
+    /// All zero.
+    pub const ZERO: Registers = Registers { values: [0; Registers::MAX] };
+    /// The value of `r`.
+    #[must_use]
+    pub fn get(&self, r: Reg) -> u64 {
+        self.values[usize::from(r)]
+    }
+    /// Sets `r`.
+    pub fn set(&mut self, r: Reg, v: u64) {
+        self.values[usize::from(r)] = v;
+    }
+}
+
+/// Linux system call numbers and conventions of one ABI.
+#[derive(Clone, Copy, Debug)]
+pub struct LinuxAbi {
+    /// `mmap` (or `mmap2` where [`LinuxAbi::mmap_unit`] is not 1).
+    pub mmap: u64,
+    /// Unit of mmap's offset argument, bytes.
+    pub mmap_unit: u64,
+    /// `munmap`
+    pub munmap: u64,
+    /// `memfd_create`
+    pub memfd_create: u64,
+    /// `ftruncate`
+    pub ftruncate: u64,
+    /// `close`
+    pub close: u64,
+    /// `prctl`
+    pub prctl: u64,
+    /// `rt_sigreturn`
+    pub rt_sigreturn: u64,
+    /// `cacheflush`, where the ABI has it.
+    pub cacheflush: Option<u64>,
+    /// MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE of this ABI.
+    pub map_private: u64,
+    /// MAP_ANONYMOUS
+    pub map_anonymous: u64,
+    /// MAP_FIXED_NOREPLACE
+    pub map_fixed_noreplace: u64,
+    /// Bytes of the system call instruction.
+    pub syscall_insn: &'static [u8],
+    /// Byte strings that execute a system call and then return to the caller (for injected calls that end by
+    /// themselves), best first.
+    pub syscall_return: &'static [&'static [u8]],
+    /// Byte strings that execute `rt_sigreturn`.
+    pub sigreturn_code: &'static [&'static [u8]],
+    /// Calls that a ptrace stop ends with EINTR though no signal was handled, and which are safe to make again.
+    pub restart_after_eintr: &'static [u64],
+    /// Errno numbers: EINTR and ERESTARTNOHAND (kernel include/linux/errno.h), positive.
+    pub eintr: u64,
+    /// ERESTARTNOHAND: the kernel restarts the call unless a signal handler is to run.
+    pub erestartnohand: u64,
+    /// Red zone below the stack pointer, bytes.
+    pub red_zone: u64,
+}
+
+/// A signal frame that brings a hijacked thread back to what it did, should the tool be gone.
+#[cfg(feature = "alloc")]
+#[derive(Clone, Debug)]
+pub struct RescueFrame {
+    /// The bytes, to be written at [`RescueFrame::at`].
+    pub bytes: alloc::vec::Vec<u8>,
+    /// Address of the frame.
+    pub at: u64,
+    /// Stack pointer to start the injected code with; the word there is to be the address of the sigreturn code.
+    pub sp: u64,
+}
+
+/// Machine id of an ELF file, and all that decides which back end takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ElfIdent {
+    /// 64-bit class.
+    pub is_64: bool,
+    /// Byte order of data.
+    pub endian: Endian,
+    /// `e_machine`
+    pub machine: u16,
+    /// `e_flags`
+    pub flags: u32,
+}
+
+/// One architecture, in one ABI variant and byte order.
+pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
+    /// Stable name for `--arch` and messages.
+    fn name(&self) -> &'static str;
+    /// Can this back end (in this variant) handle objects of `ident`? The error is a clause that says why not.
+    ///
+    /// # Errors
+    /// A clause such as "is a big-endian object".
+    fn accepts(&self, ident: &ElfIdent) -> Result<(), &'static str>;
+    /// 32 or 64.
+    fn address_bits(&self) -> u8;
+    /// Byte order of data.
+    fn data_endian(&self) -> Endian;
+    /// Byte order of instruction words.
+    fn insn_endian(&self) -> Endian;
+    /// Alignment of spans in a package, bytes: the largest page size of this ABI's kernels.
+    fn max_page_size(&self) -> u64;
+    /// The lowest address past user space.
+    fn user_space_end(&self) -> u64;
+    /// The register layout.
+    fn registers(&self) -> &'static RegisterLayout;
+    /// Linux conventions, or `None` where this variant has no Linux.
+    fn linux(&self) -> Option<&'static LinuxAbi>;
+    /// Builds the frame that `rt_sigreturn` restores `regs`, the extended state `xstate` (as PTRACE_GETREGSET gives it
+    /// with NT_X86_XSTATE or its like) and the signal mask from, below `regs`'s stack pointer. `None`: this variant
+    /// can't, injected calls then do not outlive the tool.
+    #[cfg(feature = "alloc")]
+    fn rescue_frame(&self, regs: &Registers, xstate: &[u8], sigmask: u64) -> Option<RescueFrame>;
+}
