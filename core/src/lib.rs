@@ -22,6 +22,8 @@ pub mod field;
 pub mod target;
 
 #[cfg(feature = "alloc")]
+pub mod decode;
+#[cfg(feature = "alloc")]
 pub mod model;
 #[cfg(feature = "alloc")]
-pub mod decode;
+pub mod program;
