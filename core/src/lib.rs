@@ -19,6 +19,7 @@ pub mod addr;
 pub mod arch;
 pub mod error;
 pub mod field;
+pub mod relocate;
 pub mod target;
 
 #[cfg(feature = "alloc")]
@@ -27,3 +28,5 @@ pub mod decode;
 pub mod model;
 #[cfg(feature = "alloc")]
 pub mod program;
+#[cfg(feature = "alloc")]
+pub mod session;
