@@ -19,9 +19,9 @@ pub mod addr;
 pub mod arch;
 pub mod error;
 pub mod field;
+pub mod model;
+pub mod package;
 pub mod target;
 
-#[cfg(feature = "alloc")]
-pub mod model;
 #[cfg(feature = "alloc")]
 pub mod decode;
