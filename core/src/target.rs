@@ -1,7 +1,5 @@
 //! What a transport provides. Reading and writing memory is required; all else is a capability.
 
-use crate::addr::RunAddr;
-
 /// A thread of the target (the kernel's tid, or the stub's thread id).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ThreadId(pub u64);
@@ -44,7 +42,8 @@ pub use with_alloc::*;
 
 #[cfg(feature = "alloc")]
 mod with_alloc {
-    use super::{Perm, RunAddr, ThreadId};
+    use super::{Perm, ThreadId};
+    use crate::addr::RunAddr;
     use crate::arch::Registers;
     use crate::error::{Class, Explain};
     use alloc::{string::String, vec::Vec};

@@ -167,7 +167,12 @@ fn symbols(v: &impl View, limit: u64, is_64: bool) -> Result<u32, PackageError> 
             }
             Referent::Import { .. } => {
                 if symbol.name.is_empty() {
-                    return Err(PackageError::Text { record: "symbol", index, field: "name", why: "of an import is empty" });
+                    return Err(PackageError::Text {
+                        record: "symbol",
+                        index,
+                        field: "name",
+                        why: "of an import is empty",
+                    });
                 }
             }
         }

@@ -151,7 +151,9 @@ impl Explain for PackageError {
     fn hint(&self) -> Option<&'static str> {
         match self {
             PackageError::NotElf | PackageError::NotAPackage => Some("give the .tfp file that `tfix gen` wrote"),
-            PackageError::Version { .. } => Some("use the tfix release that made the package, or make it again with this"),
+            PackageError::Version { .. } => {
+                Some("use the tfix release that made the package, or make it again with this")
+            }
             PackageError::Digest | PackageError::BrokenElf { .. } => {
                 Some("copy the package again from where it was made, and leave it as it is (no strip, no objcopy)")
             }

@@ -180,7 +180,7 @@ impl<'a> PackageReader<'a> {
         // what a package unpacks to is never larger than its file.
         let mut cursor = Cursor { blob, at: 0 };
         let (head, rinfo) = head(found, &record, &mut cursor)?;
-        let mut reader = PackageReader {
+        let reader = PackageReader {
             head,
             file: found.file,
             elf: found.tables.with(symtab.bytes, rela.bytes)?,
@@ -238,7 +238,6 @@ impl<'a> PackageReader<'a> {
                 why: "holds bytes that no record refers to, from this offset on",
             });
         }
-        reader.file = found.file;
         Ok(reader)
     }
 
@@ -254,8 +253,7 @@ impl<'a> PackageReader<'a> {
         if seg.p_type != elf::PT_LOAD.0 {
             return Ok(None);
         }
-        let bad =
-            |field, value, why| PackageError::Span { index: index32(index), field, value, why };
+        let bad = |field, value, why| PackageError::Span { index: index32(index), field, value, why };
         let start = usize::try_from(seg.offset).ok();
         let size = usize::try_from(seg.filesz).ok();
         let data = start.zip(size).and_then(|(start, size)| self.file.get(start..)?.get(..size));
@@ -435,8 +433,11 @@ impl<'a> PackageReader<'a> {
             entry: LinkAddr(u64_at(site::ENTRY)?),
             pad: record.u8(site::PAD).ok_or(OUT_OF_RECORD)?,
             window: record.u8(site::WINDOW).ok_or(OUT_OF_RECORD)?,
-            expected: refer(self.blob, &record, site::EXPECTED)
-                .ok_or(bad("expected bytes", 0, "lie outside .tfix.blob"))?,
+            expected: refer(self.blob, &record, site::EXPECTED).ok_or(bad(
+                "expected bytes",
+                0,
+                "lie outside .tfix.blob",
+            ))?,
             body: Ranges(RangesIn::Records(body, self.endian)),
             new_offset: u64_at(site::NEW_OFFSET)?,
             landing: u64_at(site::LANDING)?,
@@ -515,7 +516,7 @@ fn count(table: &[u8], size: usize) -> usize {
 }
 
 fn sized<'a>(name: &'static str, bytes: &'a [u8], size: usize) -> Result<&'a [u8], PackageError> {
-    if bytes.len() % size != 0 || u32::try_from(bytes.len() / size).is_err() {
+    if !bytes.len().is_multiple_of(size) || u32::try_from(bytes.len() / size).is_err() {
         return Err(PackageError::Section { name, value: bytes.len() as u64, why: "is not made of whole records" });
     }
     Ok(bytes)
@@ -722,8 +723,11 @@ impl<'a, E: FileHeader<Endian = Endianness>> Typed<'a, E> {
 
 fn typed<'a, T: object::pod::Pod>(name: &'static str, bytes: &'a [u8]) -> Result<&'a [T], PackageError> {
     sized(name, bytes, size_of::<T>())?;
-    object::pod::slice_from_all_bytes(bytes)
-        .map_err(|()| PackageError::Section { name, value: bytes.len() as u64, why: "is not made of whole records" })
+    object::pod::slice_from_all_bytes(bytes).map_err(|()| PackageError::Section {
+        name,
+        value: bytes.len() as u64,
+        why: "is not made of whole records",
+    })
 }
 
 impl<'a> Tables<'a> {
@@ -822,9 +826,7 @@ impl<'a> Found<'a> {
         match file.get(4) {
             Some(1) => Found::typed::<elf::FileHeader32<Endianness>>(file, Tables::Bits32),
             Some(2) => Found::typed::<elf::FileHeader64<Endianness>>(file, Tables::Bits64),
-            class => {
-                Err(PackageError::BrokenElf { what: "unknown class", value: class.copied().unwrap_or(0).into() })
-            }
+            class => Err(PackageError::BrokenElf { what: "unknown class", value: class.copied().unwrap_or(0).into() }),
         }
     }
 
@@ -854,7 +856,10 @@ impl<'a> Found<'a> {
             if all[slot].is_some() {
                 return Err(bad(index as u64, "is there twice"));
             }
-            all[slot] = Some((Section { index: index32(index), link: section.sh_link(e), info: section.sh_info(e), bytes }, section.sh_offset(e).into()));
+            all[slot] = Some((
+                Section { index: index32(index), link: section.sh_link(e), info: section.sh_info(e), bytes },
+                section.sh_offset(e).into(),
+            ));
         }
         let (note_section, note_at) = all[S_NOTE].ok_or(PackageError::NotAPackage)?;
         let endian = if header.is_big_endian() { Endian::Big } else { Endian::Little };

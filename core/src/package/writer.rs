@@ -283,11 +283,7 @@ impl<'a> Layout<'a> {
         let bounds = |s: &Shown| {
             let span = &self.pkg.spans[s.span];
             let filled = span.data.len() as u64;
-            if s.filled {
-                (span.offset, span.offset + filled)
-            } else {
-                (span.offset + filled, span.offset + span.size)
-            }
+            if s.filled { (span.offset, span.offset + filled) } else { (span.offset + filled, span.offset + span.size) }
         };
         let holds = |s: &Shown| bounds(s).0 <= offset && offset < bounds(s).1;
         self.shown.iter().position(holds).or_else(|| self.shown.iter().position(|s| bounds(s).1 == offset))
