@@ -166,8 +166,7 @@ impl Field {
         let shifted = rounded >> self.rshift;
         if let Some((min, max)) = overflow.bounds() {
             // An unsigned field takes the address as a positive number of the target's width.
-            let unsigned =
-                i128::from(if address_bits == 32 { u64::from(rounded as u32) } else { rounded as u64 } >> self.rshift);
+            let unsigned = i128::from(if address_bits == 32 { u64::from(rounded as u32) } else { rounded as u64 } >> self.rshift);
             let fits = |v: i128| (min..=max).contains(&v);
             let ok = match overflow {
                 Overflow::Unsigned(_) => fits(unsigned),
@@ -176,11 +175,7 @@ impl Field {
             };
             if !ok {
                 let scale = 1i128 << self.rshift;
-                return Err(FieldError::Overflow {
-                    value: i128::from(wrap(value)),
-                    min: min * scale,
-                    max: max * scale + (scale - 1),
-                });
+                return Err(FieldError::Overflow { value: i128::from(wrap(value)), min: min * scale, max: max * scale + (scale - 1) });
             }
         }
         let n = usize::from(self.bytes);

@@ -1,8 +1,11 @@
 //! The `.tfp` package: an ELF file that carries the image, the residue, the sites and the program's identity.
 //!
-//! [`PackageReader`] needs no allocator: it checks everything once and then hands out borrowed views. With `alloc`,
-//! [`write`] makes the file of a [`crate::model::Package`] and [`PackageReader::to_package`] goes back. Both sides run the same rules
-//! ([`View`] is what they run over), so a package that can be written can be read and the other way round.
+//! [`PackageReader`] never allocates: it checks everything once and then hands out borrowed views. With `alloc`,
+//! [`write()`] makes the file of a [`Package`](crate::model) and `PackageReader::to_package` goes back. Both sides run
+//! the same rules (`check.rs`), so a package that can be written can be read and the other way round.
+//!
+//! A device without std has one thing to add: the `object` crate, which reads the ELF headers, links `alloc`, so the
+//! linker asks for a global allocator. One whose `alloc` returns null will do, since the reader never calls it.
 //!
 //! The digest shows damage, not forgery: whoever can write the file can write a digest.
 

@@ -82,7 +82,7 @@ fn symbol_order(symbols: &[PackageSymbol]) -> Vec<usize> {
 /// Brings the symbols into the order in which a package stores them (local ones of the image, global ones of the image,
 /// all others; otherwise as they were) and makes the residue refer to their new places.
 ///
-/// [`write`] does so by itself; after this, reading back gives an equal value.
+/// [`write()`] does so by itself; after this, reading back gives an equal value.
 pub fn normalize(pkg: &mut Package) {
     let order = symbol_order(&pkg.symbols);
     let mut place = vec![0u32; order.len()];
