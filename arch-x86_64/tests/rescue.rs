@@ -241,8 +241,7 @@ enum Tiles {
 fn use_tiles(tiles: Tiles) {
     const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
     const TILE_DATA: i32 = 18;
-    if tiles == Tiles::Untouched
-        || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) } != 0
+    if tiles == Tiles::Untouched || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) } != 0
     {
         return;
     }
