@@ -78,9 +78,9 @@ fn a_branch_behind_the_window_is_no_obstacle() {
     victim.still_prints();
 }
 
-/// `jmp rel32`, then those that need more room.
-const SHORT_FORM: &str = "jmp-rel32";
-const LONG_FORMS: [&str; 2] = ["jmp-rip0", "push-mov-jmp"];
+/// Five bytes at the site; then those that need more room.
+const SHORT_FORMS: [&str; 2] = ["jmp-rel32", "island"];
+const LONG_FORMS: [&str; 2] = ["jmp-rip", "push-mov-jmp"];
 
 #[test]
 fn every_form_works_and_can_be_undone() {
@@ -90,12 +90,12 @@ fn every_form_works_and_can_be_undone() {
         let package = lab.package(&program, &lab.patch("a2_patch.c", &["-O2"]));
         let mut victim = Victim::start(&program);
         let before = victim.snapshot();
-        for form in [&[SHORT_FORM], &LONG_FORMS[..]].concat() {
+        for form in SHORT_FORMS.iter().chain(&LONG_FORMS) {
             victim.wait_line("fact 5 120");
             let outcome = victim.fix(&package, &["--form", form, "--json"]);
             let sites = outcome.done().json()["sites"].clone();
-            assert_eq!(sites[0]["form"], form, "{sites}");
-            assert_eq!(victim.patches()[0]["sites"][0]["form"], form);
+            assert_eq!(sites[0]["form"], *form, "{sites}");
+            assert_eq!(victim.patches()[0]["sites"][0]["form"], *form);
             victim.wait_line("fact 5 15");
             victim.wait_line("fact 10 3840");
             victim.revert(&[]).done();
