@@ -362,6 +362,11 @@ mod free_to_inline {
         use super::*;
         levels!(right_or_refused, A5, Pie, &["-DKEEP="]);
     }
+    /// Kept out of line, yet called with a constant: gcc makes a clone of event() at -O3.
+    mod a5_literal {
+        use super::*;
+        levels!(right_or_refused, A5, Pie, &["-DLITERAL"]);
+    }
 }
 
 /// With nothing inlined there is no ground for a refusal.

@@ -575,3 +575,41 @@ fn list_finds_all_patched_processes() {
         assert!(text.done().stdout.contains(word), "no `{word}`\n{text}");
     }
 }
+
+/// The caller trusts registers that the old body leaves alone and the new one does not.
+fn trusting_caller(flags: &[&str], must_work: bool) {
+    let lab = Lab::new();
+    let program = lab.program("ipara_program.c", flags);
+    let patch = lab.patch("ipara_patch.c", &["-O2"]);
+    let mut victim = Victim::start(&program);
+    victim.settles("the sum", 3, |l| l == "sum 5383 leaf 2");
+    let before = victim.snapshot();
+    let (outcome, package) = lab.generate(&program, &[&patch], &[]);
+    if !must_work && outcome.code() != 0 {
+        outcome.refused(&["leaf", "caller", "register"]);
+        assert!(!package.exists());
+        before.assert_untouched(&victim.snapshot());
+        return;
+    }
+    outcome.done();
+    victim.fix(&package, &[]).done();
+    victim.wait_line("leaf 2");
+    victim.keeps("the same sums, by way of the new function", 20, |l| l == "sum 5383 leaf 2" || l == "leaf 2");
+    victim.revert(&[]).done();
+    victim.wait_line("sum 5383 leaf 2");
+    before.assert_same_code(&victim.snapshot());
+}
+
+#[test]
+fn callers_that_trust_the_old_bodys_registers() {
+    for flags in [&["-O2"][..], &["-O2", "-g"], &["-O3"], &["-O2", "-static"], &["-O2", "-no-pie", "-fno-pie"]] {
+        trusting_caller(flags, false);
+    }
+}
+
+#[test]
+fn callers_that_trust_nobody() {
+    trusting_caller(&["-O0"], true);
+    trusting_caller(&["-O1", "-g"], true);
+    trusting_caller(&["-O2", "-g", "-fno-ipa-ra"], true);
+}
