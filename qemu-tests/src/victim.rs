@@ -53,7 +53,7 @@ impl Victim {
         Self::spawn(command)
     }
 
-    /// Starts a prepared command.
+    /// Starts a prepared command and waits until it has printed something: its libraries are loaded by then.
     pub fn spawn(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
@@ -90,7 +90,13 @@ impl Victim {
             }
         });
         let target = i32::try_from(child.id()).expect("a pid");
-        Self { child, target, stdin, output, cursor: 0 }
+        let victim = Self { child, target, stdin, output, cursor: 0 };
+        crate::until("the first line of the victim", || {
+            let output = victim.output.0.lock().expect("no panic while locked");
+            assert!(!output.ended, "the victim ended before its first line");
+            (!output.lines.is_empty()).then_some(())
+        });
+        victim
     }
 
     /// The process to patch.
