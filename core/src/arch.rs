@@ -26,6 +26,8 @@ pub enum Expr {
     GotAbs,
     /// `S + A - GOT`
     GotOff,
+    /// `L + A - GOT`: a call by an offset from the GOT; the linker may put a veneer between.
+    PltGotOff,
     /// `GOT + A - P`
     GotBasePc,
     /// `Z + A`
@@ -439,6 +441,8 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     fn max_page_size(&self) -> u64;
     /// The lowest address past user space.
     fn user_space_end(&self) -> u64;
+    /// A breakpoint instruction.
+    fn breakpoint(&self) -> &'static [u8];
     /// The register layout.
     fn registers(&self) -> &'static RegisterLayout;
     /// Linux conventions, or `None` where this variant has no Linux.

@@ -19,10 +19,13 @@ pub mod addr;
 pub mod arch;
 pub mod error;
 pub mod field;
+pub mod relocate;
 pub mod target;
 
 #[cfg(feature = "alloc")]
 pub mod decode;
+#[cfg(feature = "alloc")]
+pub mod link;
 #[cfg(feature = "alloc")]
 pub mod model;
 #[cfg(feature = "alloc")]
