@@ -24,6 +24,8 @@ pub mod target;
 #[cfg(feature = "alloc")]
 pub mod decode;
 #[cfg(feature = "alloc")]
+pub mod judge;
+#[cfg(feature = "alloc")]
 pub mod model;
 #[cfg(feature = "alloc")]
 pub mod program;
