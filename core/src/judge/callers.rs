@@ -7,14 +7,14 @@ use super::window::Judged;
 use crate::addr::LinkAddr;
 use crate::model::Site;
 use alloc::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
     format,
     string::String,
     vec::Vec,
 };
 
-/// How many functions the walk decodes before it takes the function for reachable.
-const PATIENCE: usize = 4000;
+/// How many supposed paths to a root may turn out to be none before the function is taken for reachable.
+const PATIENCE: usize = 256;
 
 /// Does a replaced function's body hold `addr`?
 pub(super) fn inside(judged: &[Judged], addr: u64) -> bool {
@@ -51,57 +51,75 @@ pub(super) fn describe(listing: &Listing<'_>, raw: Raw, to: LinkAddr, out: &mut 
 
 /// Refuses a function that nothing reaches.
 pub(super) fn judge(listing: &Listing<'_>, site: &Site) -> Result<(), JudgeError> {
-    let start = site.entry.0;
+    let mut refuted = BTreeSet::new();
+    // References are taken for real until a path to a root is found; only those on the path are looked at closer.
+    for _ in 0..PATIENCE {
+        let Some(path) = path_to_root(listing, site.entry.0, &refuted) else {
+            return Err(JudgeError::NoCaller { function: site.old.clone(), only_from: users(listing, site) });
+        };
+        let before = refuted.len();
+        refuted.extend(path.into_iter().filter(|&raw| matches!(listing.confirm(raw), Source::Refuted)));
+        if refuted.len() == before {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The references that lead from a root down to `start`, none of them in `refuted`; `None`: there is no such path.
+fn path_to_root(listing: &Listing<'_>, start: u64, refuted: &BTreeSet<Raw>) -> Option<Vec<Raw>> {
+    // The reference by which the walk came to each function, and the function that it leads to.
+    let mut came_by: BTreeMap<u64, Option<(Raw, u64)>> = BTreeMap::from([(start, None)]);
     let mut queue = VecDeque::from([start]);
-    let mut seen = BTreeSet::from([start]);
-    let mut direct = Names::default();
     while let Some(entry) = queue.pop_front() {
-        if is_root(listing, entry) || seen.len() > PATIENCE {
-            return Ok(());
+        let trail = |last: Option<Raw>, mut at: u64| {
+            let mut path: Vec<Raw> = last.into_iter().collect();
+            while let Some(&Some((raw, next))) = came_by.get(&at) {
+                path.push(raw);
+                at = next;
+            }
+            path
+        };
+        if listing.extent(entry).is_none_or(|e| e.root) {
+            return Some(trail(None, entry));
         }
-        let refs = listing.references(entry, entry.saturating_add(1));
-        // Pointers first: they need no decoding.
-        if refs.iter().any(|r| r.data) {
-            return Ok(());
+        let mut callers = Vec::new();
+        for &raw in listing.references(entry, entry.saturating_add(1)).iter().filter(|r| !refuted.contains(r)) {
+            match listing.extent(raw.from).filter(|_| !raw.data) {
+                // A pointer, or code outside of all functions: who knows when it is used.
+                None => return Some(trail(Some(raw), entry)),
+                Some(caller) => callers.push((raw, caller)),
+            }
         }
-        for &raw in refs {
-            match listing.confirm(raw) {
-                Source::Refuted => {}
-                Source::Data | Source::Unknown => return Ok(()),
-                Source::Insn(f, _) => {
-                    if entry == start && f.entry != start {
-                        direct.add(format!("`{}`", f.name));
-                    }
-                    // A fragment runs when its function does.
-                    let owner = owner(listing, &f.name).unwrap_or(f.entry);
-                    for e in [f.entry, owner] {
-                        if seen.insert(e) {
-                            if is_root(listing, e) {
-                                return Ok(());
-                            }
-                            queue.push_back(e);
-                        }
-                    }
+        for (raw, caller) in callers {
+            // A fragment runs when its function does.
+            let owner = owner(listing, caller.symbol.name).unwrap_or(caller.entry);
+            for e in [caller.entry, owner] {
+                if let Entry::Vacant(v) = came_by.entry(e) {
+                    v.insert(Some((raw, entry)));
+                    queue.push_back(e);
                 }
             }
         }
     }
-    Err(JudgeError::NoCaller { function: site.old.clone(), only_from: direct.into_vec() })
+    None
+}
+
+/// Functions other than itself that refer to a site's entry.
+fn users(listing: &Listing<'_>, site: &Site) -> Vec<String> {
+    let mut out = Names::default();
+    for &raw in listing.references(site.entry.0, site.entry.0.saturating_add(1)) {
+        if let Source::Insn(f, _) = listing.confirm(raw)
+            && f.entry != site.entry.0
+        {
+            out.add(format!("`{}`", f.name));
+        }
+    }
+    out.into_vec()
 }
 
 /// Entry of the function that `NAME.cold` belongs to.
-fn owner(listing: &Listing<'_>, name: &str) -> Option<u64> {
+pub(super) fn owner(listing: &Listing<'_>, name: &str) -> Option<u64> {
     let stem = &name[..name.find(".cold")?];
     listing.program.named(stem).find(|s| s.is_function()).map(|s| s.addr.0)
-}
-
-/// Does `entry` surely run: the program's entry, `main`, or visible to other modules?
-fn is_root(listing: &Listing<'_>, entry: u64) -> bool {
-    let program = listing.program;
-    if program.entry.0 == entry && entry != 0 {
-        return true;
-    }
-    let symbols = program.functions().skip_while(|s| s.addr.0 < entry).take_while(|s| s.addr.0 == entry);
-    let mut symbols = symbols;
-    symbols.any(|s| s.exported || matches!(s.name, "main" | "_start" | "_init" | "_fini"))
 }

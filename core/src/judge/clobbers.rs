@@ -60,7 +60,7 @@ pub(super) fn judge(
             }
             let Some((caller, i)) = call_site(listing, raw) else { continue };
             if let Flow::Call(_) = caller.insns[i].flow {
-                let relied = known.live_after(&caller, i) & extra;
+                let relied = known.live_after(&caller, i, extra);
                 if relied != 0 {
                     let name = listing.extent(callee).map_or_else(|| site.old.clone(), |e| String::from(e.symbol.name));
                     let refusal = JudgeError::IpaRa {
@@ -74,7 +74,7 @@ pub(super) fn judge(
                     return (Err(refusal), None);
                 }
             }
-            let entry = owner(listing, &caller);
+            let entry = callers::owner(listing, &caller.name).unwrap_or(caller.entry);
             let extra = extra & !known.of(entry);
             if extra != 0 {
                 queue.push_back((entry, extra));
@@ -82,13 +82,6 @@ pub(super) fn judge(
         }
     }
     (Ok(()), None)
-}
-
-/// Entry of the function that a fragment belongs to, or the function's own.
-fn owner(listing: &Listing<'_>, function: &Function) -> u64 {
-    let stem = function.name.find(".cold").map(|i| &function.name[..i]);
-    let owner = stem.and_then(|s| listing.program.named(s).find(|s| s.is_function()).map(|s| s.addr.0));
-    owner.unwrap_or(function.entry)
 }
 
 fn mask(n: usize) -> u64 {
@@ -167,15 +160,15 @@ impl Known<'_> {
         set
     }
 
-    /// Caller-saved registers that are read after the call at `call` before they are written.
-    fn live_after(&self, f: &Function, call: usize) -> u64 {
+    /// Those of the registers `of_interest` that are read after the call at `call` before they are written.
+    fn live_after(&self, f: &Function, call: usize, of_interest: u64) -> u64 {
         let returned = self.listing.decoder.return_registers();
         let at_return = self.value_kept(f, call) & returned;
         // For each instruction: registers that reach it as they were before the call.
         let mut reach: BTreeMap<usize, u64> = BTreeMap::new();
         let mut queue = Vec::new();
         if call + 1 < f.insns.len() {
-            queue.push((call + 1, self.everything));
+            queue.push((call + 1, of_interest));
         }
         let mut live = 0;
         while let Some((i, set)) = queue.pop() {

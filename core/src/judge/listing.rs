@@ -19,6 +19,8 @@ pub(super) struct Extent<'a> {
     pub end: u64,
     /// The symbol had no size.
     pub guessed: bool,
+    /// It surely runs: the program's entry, `main`, or visible to other modules.
+    pub root: bool,
     pub symbol: &'a Symbol<'a>,
 }
 
@@ -338,8 +340,16 @@ fn extents<'a>(program: &'a Program<'a>, texts: &[(u64, &'a [u8])]) -> Vec<Exten
     let mut out: Vec<Extent<'a>> = Vec::new();
     for symbol in program.functions() {
         let entry = symbol.addr.0;
-        if out.last().is_none_or(|e| e.entry != entry) && tail(texts, entry).is_some() {
-            out.push(Extent { entry, end: entry.saturating_add(symbol.size), guessed: symbol.size == 0, symbol });
+        let root = symbol.exported
+            || matches!(symbol.name, "main" | "_start" | "_init" | "_fini")
+            || symbol.addr == program.entry;
+        match out.last_mut() {
+            Some(last) if last.entry == entry => last.root |= root,
+            _ if tail(texts, entry).is_some() => {
+                let end = entry.saturating_add(symbol.size);
+                out.push(Extent { entry, end, guessed: symbol.size == 0, root, symbol });
+            }
+            _ => {}
         }
     }
     for i in 0..out.len() {
