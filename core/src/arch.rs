@@ -26,6 +26,8 @@ pub enum Expr {
     GotAbs,
     /// `S + A - GOT`
     GotOff,
+    /// `L + A - GOT`: a call by an offset from the GOT; the linker may put a veneer between.
+    PltGotOff,
     /// `GOT + A - P`
     GotBasePc,
     /// `Z + A`
