@@ -96,7 +96,9 @@ impl Decoder for CapstoneDecoder {
             let taken = insn.bytes().len();
             let rest = &code[at + taken..];
             let Ok(detail) = self.capstone.insn_detail(&insn) else { break };
-            let Some(Meaning { len, flow, refers, reads, writes }) = self.isa.meaning(&insn, &detail, rest) else { break };
+            let Some(Meaning { len, flow, refers, reads, writes }) = self.isa.meaning(&insn, &detail, rest) else {
+                break;
+            };
             let addr = insn.address();
             insns.push(Insn { addr, len: len as u8, flow, refers, reads, writes, text: text(&insn) });
             at += len;

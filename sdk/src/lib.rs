@@ -34,11 +34,11 @@ pub mod debug;
 #[cfg(feature = "gen")]
 pub mod decoder;
 #[cfg(feature = "gen")]
-//pub mod generate;
+pub mod generate;
 #[cfg(feature = "gen")]
-//mod libraries;
+mod libraries;
 #[cfg(feature = "ptrace")]
 pub mod ptrace;
 
 pub use clock::SystemClock;
-pub use tigerfix_core::{addr, decode, error, field, model, package, program, session, target};
+pub use tigerfix_core::{addr, decode, error, field, judge, link, model, package, program, session, target};

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use tigerfix::arch::AnyArch;
-use tigerfix::decoder;
+use tigerfix::decoder::CapstoneDecoder;
 use tigerfix::model::{Package, Referent, Span};
 
 /// Show what a package holds
@@ -103,11 +103,8 @@ fn package_json(p: &Package, arch: AnyArch) -> Value {
             })
         })
         .collect();
-    let spans: Vec<Value> = p
-        .spans
-        .iter()
-        .map(|s| json!({"perm": s.perm.to_string(), "offset": s.offset, "size": s.size}))
-        .collect();
+    let spans: Vec<Value> =
+        p.spans.iter().map(|s| json!({"perm": s.perm.to_string(), "offset": s.offset, "size": s.size})).collect();
     let symbols: Vec<Value> =
         p.symbols.iter().map(|s| json!({"name": s.name, "refers": referent(&s.referent)})).collect();
     let residue: Vec<Value> = p
@@ -140,6 +137,7 @@ fn package_json(p: &Package, arch: AnyArch) -> Value {
 fn disassembly(p: &Package, arch: AnyArch) -> Vec<String> {
     let base = p.base.unwrap_or(0);
     let mut out = Vec::new();
+    let Some(decoder) = CapstoneDecoder::for_arch(arch) else { return out };
     for span in p.spans.iter().filter(|s| s.perm.exec) {
         let mut functions: Vec<_> = p
             .symbols
@@ -155,9 +153,9 @@ fn disassembly(p: &Package, arch: AnyArch) -> Vec<String> {
             out.push(format!("{:#x} <{name}>:", base + offset));
             let from = (offset - span.offset) as usize;
             let to = from.saturating_add(size as usize).min(span.data.len());
-            for (at, bytes, text) in decoder::disassemble(arch, &span.data[from..to], base + offset) {
-                let hex: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
-                out.push(format!("  {at:#8x}:  {:<30}  {text}", hex.join(" ")));
+            for l in decoder.disassemble(&span.data[from..to], base + offset) {
+                let hex: Vec<String> = l.bytes.iter().map(|b| format!("{b:02x}")).collect();
+                out.push(format!("  {:#8x}:  {:<30}  {}", l.addr, hex.join(" "), l.text));
             }
         }
     }

@@ -17,9 +17,8 @@ const MAX_FILE: u64 = 4 << 30;
 
 /// Reads a whole input file.
 fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
-    let fail = |why: String| {
-        Failure::bad_input("unreadable-file", format!("cannot read the file: {why}"), None).at(path)
-    };
+    let fail =
+        |why: String| Failure::bad_input("unreadable-file", format!("cannot read the file: {why}"), None).at(path);
     let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
     if meta.is_dir() {
         return Err(fail("it is a directory".into()));

@@ -168,11 +168,8 @@ pub fn link(
     cx.check_binds()?;
 
     let layout = loop {
-        let counts = Counts {
-            slots: plan.slots.len() as u64,
-            veneers: plan.veneers.len() as u64,
-            landings: sites.len() as u64,
-        };
+        let counts =
+            Counts { slots: plan.slots.len() as u64, veneers: plan.veneers.len() as u64, landings: sites.len() as u64 };
         let layout = Layout::new(&cx, &globals, &bound, &eh_frames, counts)?;
         let far = Values { cx: &cx, layout: &layout }.out_of_reach(&plan);
         // Every round gives a veneer to branches that had none, so this ends.
@@ -283,7 +280,8 @@ fn eh_frames(
             matches!(at, Some(input::At::Section { index, .. })
                 if fates.get(index as usize).is_some_and(|f| !f.laid_out()))
         };
-        for (i, (section, _)) in object.sections.iter().zip(fates).enumerate().filter(|(_, (_, f))| **f == Fate::EhFrame)
+        for (i, (section, _)) in
+            object.sections.iter().zip(fates).enumerate().filter(|(_, (_, f))| **f == Fate::EhFrame)
         {
             let mut none = Vec::new();
             let relocs = relocs.get_mut(&(i as u32)).unwrap_or(&mut none);

@@ -17,8 +17,7 @@ pub(super) enum Level {
 }
 
 impl Level {
-    pub(super) const ALL: [Level; 4] =
-        [Level::Exact, Level::Demangled, Level::WithoutParameters, Level::LastComponent];
+    pub(super) const ALL: [Level; 4] = [Level::Exact, Level::Demangled, Level::WithoutParameters, Level::LastComponent];
 
     /// Does `symbol` answer to `wanted`?
     pub(super) fn matches(self, symbol: &str, wanted: &str, demangle: Option<Demangle<'_>>) -> bool {

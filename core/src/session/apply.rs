@@ -39,7 +39,6 @@ pub fn apply(
     clock: &mut dyn Clock,
 ) -> Result<Applied, SessionError> {
     let plan = plan(target, arch, package, options)?;
-    attach(target)?;
     interrupted(target)?;
     let mut prepared = prepare(target, arch, package, &plan, clock)?;
     match commit(target, arch, package, &plan, options, clock, &mut prepared) {
@@ -327,6 +326,7 @@ fn commit(
     loop {
         interrupted(target)?;
         attempts += 1;
+        attach(target)?;
         let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let outcome = match checker.check(target, &threads) {

@@ -47,7 +47,6 @@ pub fn revert(
     let found = inspect(target)?;
     let mut record = choose(target, &found.records, name)?;
     topmost(&found.records, &record)?;
-    attach(target)?;
     let (pause_us, attempts) = put_back(target, arch, &found, &mut record, timeout_ms, clock)?;
     let parked = retire(target, arch, &found, &mut record, clock)?;
     Ok(Reverted { record, parked, pause_us, attempts })
@@ -110,6 +109,7 @@ fn put_back(
             return Err(TargetError::Interrupted.into());
         }
         attempts += 1;
+        attach(target)?;
         let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let outcome = match checker.check(target, &threads) {
@@ -185,6 +185,7 @@ fn retire(
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     loop {
+        attach(target)?;
         let threads = stop_all(target)?;
         let why = match checker.check(target, &threads) {
             Ok(b) => match b.first() {

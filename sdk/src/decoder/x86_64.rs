@@ -19,8 +19,8 @@ const NAMES: [&str; 49] = [
     "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", // general purpose
     "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",
     "xmm14", "xmm15", // vector
-    "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28",
-    "xmm29", "xmm30", "xmm31", // vector, AVX-512
+    "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27",
+    "xmm28", "xmm29", "xmm30", "xmm31", // vector, AVX-512
     "k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", // mask, AVX-512
 ];
 

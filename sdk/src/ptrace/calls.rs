@@ -83,8 +83,10 @@ impl PtraceTarget {
             return Ok(g);
         }
         let linux = self.linux()?;
-        let mut code: Vec<Mapping> =
-            proc::mappings(self.pid)?.into_iter().filter(|m| m.perm.exec && m.perm.read && !m.name.is_empty()).collect();
+        let mut code: Vec<Mapping> = proc::mappings(self.pid)?
+            .into_iter()
+            .filter(|m| m.perm.exec && m.perm.read && !m.name.is_empty())
+            .collect();
         // Where both are likely comes first.
         code.sort_by_key(|m| {
             let file = m.name.rsplit('/').next().unwrap_or("");
@@ -149,7 +151,8 @@ impl PtraceTarget {
                     return Err(TargetError::Unsuitable {
                         rule: "seccomp",
                         what: self.describe(),
-                        why: "runs under a seccomp filter, which only root may suspend; an injected mmap could kill it".into(),
+                        why: "runs under a seccomp filter, which only root may suspend; an injected mmap could kill it"
+                            .into(),
                     });
                 }
                 Err(e) => return Err(e),
@@ -183,6 +186,7 @@ impl PtraceTarget {
         let layout = self.arch.registers();
         let linux = self.linux()?;
         let gadgets = self.find_gadgets()?;
+        // From here on every interrupted call is one that the kernel, or the rescue frame, makes again.
         let registers = self.mend_call(tid)?;
         let mask = sys::sigmask(tid).map_err(|e| thread_error(tid, "read the signal mask of", &e))?;
         let mut extended = None;
@@ -196,14 +200,8 @@ impl PtraceTarget {
         }
         let mut rescue = None;
         if gadgets.returns && gadgets.sigreturn.is_some() {
-            let mut back = registers;
-            if let Some(call) = self.interrupted_call(&registers) {
-                // The frame can't ask for a restart, so it goes back to the instruction itself.
-                back.set(layout.pc, registers.get(layout.pc).wrapping_sub(linux.syscall_insn.len() as u64));
-                back.set(layout.result, call.nr);
-            }
             let state = extended.as_ref().map_or(&[][..], |e| &e.1);
-            rescue = self.arch.rescue_frame(&back, state, mask);
+            rescue = self.arch.rescue_frame(&registers, state, mask);
         }
         let red_zone = registers.get(layout.sp).wrapping_sub(linux.red_zone + SLACK) & !15;
         let (sp, low) = rescue.as_ref().map_or((red_zone, red_zone), |r| (r.sp, r.at.min(r.sp)));

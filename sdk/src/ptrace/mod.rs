@@ -152,7 +152,9 @@ impl PtraceTarget {
         };
         match errno {
             RESTART_FIRST..=RESTART_LAST => Some(Interrupted { nr, by_kernel: true }),
-            e if e == linux.eintr && linux.restart_after_eintr.contains(&nr) => Some(Interrupted { nr, by_kernel: false }),
+            e if e == linux.eintr && linux.restart_after_eintr.contains(&nr) => {
+                Some(Interrupted { nr, by_kernel: false })
+            }
             _ => None,
         }
     }
@@ -160,14 +162,19 @@ impl PtraceTarget {
     /// Puts a thread that a stop threw out of its system call back in order: see [`Threads::stop_all`].
     fn mend_call(&self, tid: Tid) -> Result<Registers, TargetError> {
         let mut regs = self.get_registers(tid)?;
-        if let (Some(Interrupted { by_kernel: false, .. }), Some(linux)) = (self.interrupted_call(&regs), self.arch.linux()) {
+        if let (Some(Interrupted { by_kernel: false, .. }), Some(linux)) =
+            (self.interrupted_call(&regs), self.arch.linux())
+        {
             let layout = self.arch.registers();
             // With this error the kernel makes the call again, unless a signal handler is to run: then the call ends
             // with EINTR, as it would have without us (arch_do_signal_or_restart).
-            regs.set(layout.result, match layout.error_flag {
-                Some(_) => linux.erestartnohand,
-                None => linux.erestartnohand.wrapping_neg(),
-            });
+            regs.set(
+                layout.result,
+                match layout.error_flag {
+                    Some(_) => linux.erestartnohand,
+                    None => linux.erestartnohand.wrapping_neg(),
+                },
+            );
             self.set_registers(tid, &regs)?;
         }
         Ok(regs)
@@ -253,7 +260,8 @@ impl PtraceTarget {
             let mut value = [0u8; WORD];
             value.copy_from_slice(w);
             let at = first as usize + i * WORD;
-            sys::poke(tid, at, usize::from_ne_bytes(value)).map_err(|e| thread_error(tid, "write memory through", &e))?;
+            sys::poke(tid, at, usize::from_ne_bytes(value))
+                .map_err(|e| thread_error(tid, "write memory through", &e))?;
         }
         Ok(())
     }

@@ -159,7 +159,10 @@ mod tests {
 
     #[test]
     fn parses_what_the_kernel_writes() {
-        let m = parse_mapping("7f348e121000-7f348e147000 r-xp 00026000 fe:00 326279                     /tmp/a b\\012c (deleted)").unwrap();
+        let m = parse_mapping(
+            "7f348e121000-7f348e147000 r-xp 00026000 fe:00 326279                     /tmp/a b\\012c (deleted)",
+        )
+        .unwrap();
         assert_eq!((m.start.0, m.end.0, m.offset), (0x7f34_8e12_1000, 0x7f34_8e14_7000, 0x26000));
         assert_eq!(m.perm, Perm::RX);
         assert_eq!(m.file.1, 326_279);

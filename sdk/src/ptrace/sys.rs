@@ -115,7 +115,11 @@ pub fn try_wait(tid: Tid) -> Wait {
         return Wait::Nothing;
     }
     if r < 0 {
-        return if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted { Wait::Nothing } else { Wait::Gone };
+        return if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+            Wait::Nothing
+        } else {
+            Wait::Gone
+        };
     }
     if !libc::WIFSTOPPED(status) {
         return Wait::Gone;
