@@ -1,7 +1,7 @@
 //! The disassembler behind [`tigerfix_core::decode::Decoder`]: capstone, with one file for each architecture.
 //!
 //! capstone says where instructions begin and end, how they read, and which registers they touch. What an architecture
-//! adds (an [`Isa`]) is the meaning: where control goes, what a constant operand refers to, which registers a caller may
+//! adds (an `Isa`) is the meaning: where control goes, what a constant operand refers to, which registers a caller may
 //! expect to lose in a call, and what capstone gets wrong.
 
 mod x86_64;
@@ -127,5 +127,40 @@ fn text(insn: &capstone::Insn<'_>) -> String {
     match (insn.mnemonic().unwrap_or(""), insn.op_str().unwrap_or("")) {
         (mnemonic, "") => mnemonic.into(),
         (mnemonic, operands) => format!("{mnemonic} {operands}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tigerfix_arch_x86_64::X86_64;
+
+    #[test]
+    fn decoding_stops_at_bytes_that_are_no_instruction() {
+        let d = CapstoneDecoder::for_arch(&X86_64).expect("x86-64 is built in");
+        // push rbp; mov rbp, rsp; (no such instruction in 64-bit mode); ret
+        let code = [0x55, 0x48, 0x89, 0xe5, 0x06, 0xc3];
+        let insns = d.decode(&code, 0x1000);
+        assert_eq!(insns.iter().map(|i| (i.addr, i.len)).collect::<Vec<_>>(), [(0x1000, 1), (0x1001, 3)]);
+        assert_eq!(d.decode(&[0xe9, 0, 0], 0).len(), 0, "cut off");
+        assert_eq!(d.decode(&[], 0).len(), 0);
+    }
+
+    #[test]
+    fn disassembly_shows_such_bytes_as_data() {
+        let d = CapstoneDecoder::x86_64();
+        let lines = d.disassemble(&[0x55, 0x06, 0x07, 0xc3, 0xe9], 0x1000);
+        let texts: Vec<String> = lines.iter().map(|l| format!("{:x}: {:02x?} {}", l.addr, l.bytes, l.text)).collect();
+        assert_eq!(
+            texts,
+            [
+                "1000: [55] push rbp",
+                "1001: [06] .byte 0x06",
+                "1002: [07] .byte 0x07",
+                "1003: [c3] ret",
+                "1004: [e9] .byte 0xe9",
+            ]
+        );
+        assert!(d.disassemble(&[], 0).is_empty());
     }
 }

@@ -369,3 +369,227 @@ fn independent(name: &str, operands: &[X86Operand], regs: &[Volatile]) -> u64 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::decoder::CapstoneDecoder;
+    use tigerfix_core::decode::{Decoder, Flow, Insn};
+
+    const AT: u64 = 0x40_1000;
+
+    fn one(code: &[u8]) -> Insn {
+        let all = CapstoneDecoder::x86_64().decode(code, AT);
+        assert_eq!(all.len(), 1, "{code:02x?}: {all:?}");
+        assert_eq!(usize::from(all[0].len), code.len(), "{}", all[0].text);
+        all[0].clone()
+    }
+
+    fn names(set: u64) -> String {
+        let all = CapstoneDecoder::x86_64().volatile_names();
+        let named: Vec<&str> = (0..all.len()).filter(|i| set >> i & 1 == 1).map(|i| all[i]).collect();
+        named.join(" ")
+    }
+
+    #[test]
+    fn where_control_goes() {
+        let rows: &[(&[u8], &str, Flow)] = &[
+            (&[0xe9, 0xfb, 0x0f, 0, 0], "jmp 0x402000", Flow::Jump(0x40_2000)),
+            (&[0xeb, 0xfe], "jmp 0x401000", Flow::Jump(AT)),
+            (&[0xf2, 0xe9, 0xfa, 0x0f, 0, 0], "bnd jmp 0x402000", Flow::Jump(0x40_2000)),
+            (&[0x0f, 0x84, 0xfa, 0x0f, 0, 0], "je 0x402000", Flow::Branch(0x40_2000)),
+            (&[0x7f, 0x10], "jg 0x401012", Flow::Branch(0x40_1012)),
+            (&[0xe2, 0xfe], "loop 0x401000", Flow::Branch(AT)),
+            (&[0xe1, 0xfe], "loope 0x401000", Flow::Branch(AT)),
+            (&[0xe3, 0x10], "jrcxz 0x401012", Flow::Branch(0x40_1012)),
+            (&[0x67, 0xe3, 0x10], "jecxz 0x401013", Flow::Branch(0x40_1013)),
+            (&[0xc7, 0xf8, 0xfa, 0x0f, 0, 0], "xbegin 0x402000", Flow::Branch(0x40_2000)),
+            (&[0xe8, 0xfb, 0xef, 0xff, 0xff], "call 0x400000", Flow::Call(0x40_0000)),
+            (&[0x66, 0x66, 0x48, 0xe8, 0xf8, 0xef, 0xff, 0xff], "call 0x400000", Flow::Call(0x40_0000)),
+            (&[0xff, 0xd0], "call rax", Flow::CallIndirect),
+            (&[0xff, 0x15, 0xfa, 0x0f, 0, 0], "call qword ptr [rip + 0xffa]", Flow::CallIndirect),
+            (&[0xff, 0xe0], "jmp rax", Flow::JumpIndirect),
+            (&[0x3e, 0xff, 0xe0], "notrack jmp rax", Flow::JumpIndirect),
+            (&[0xff, 0x25, 0xfa, 0x0f, 0, 0], "jmp qword ptr [rip + 0xffa]", Flow::JumpIndirect),
+            (&[0xc3], "ret", Flow::Return),
+            (&[0xf3, 0xc3], "repz ret", Flow::Return),
+            (&[0xc2, 8, 0], "ret 8", Flow::Return),
+            (&[0xcb], "retf", Flow::Return),
+            (&[0x48, 0xcf], "iretq", Flow::Return),
+            (&[0xcc], "int3", Flow::Stop),
+            (&[0x0f, 0x0b], "ud2", Flow::Stop),
+            (&[0xf4], "hlt", Flow::Stop),
+            (&[0x0f, 0x05], "syscall", Flow::Next),
+            (&[0xcd, 0x80], "int 0x80", Flow::Next),
+            (&[0xf3, 0x0f, 0x1e, 0xfa], "endbr64", Flow::Next),
+            (&[0x90], "nop", Flow::Next),
+            (&[0x55], "push rbp", Flow::Next),
+        ];
+        for (code, text, flow) in rows {
+            let insn = one(code);
+            assert_eq!((insn.text.trim(), insn.flow), (*text, *flow), "{code:02x?}");
+        }
+    }
+
+    #[test]
+    fn constant_addresses() {
+        let rows: &[(&[u8], Option<u64>)] = &[
+            (&[0x48, 0x8d, 0x05, 0xf9, 0x0f, 0, 0], Some(0x40_2000)), // lea rax, [rip + 0xff9]
+            (&[0x48, 0x8b, 0x05, 0xf9, 0xef, 0xff, 0xff], Some(0x40_0000)), // mov rax, [rip - 0x1007]
+            (&[0xc7, 0x05, 0xf6, 0x0f, 0, 0, 1, 0, 0, 0], Some(0x40_2000)), // mov dword [rip + 0xff6], 1
+            (&[0xff, 0x25, 0xfa, 0x0f, 0, 0], Some(0x40_2000)),       // jmp [rip + 0xffa]
+            (&[0x8b, 0x04, 0x25, 0, 0x20, 0x40, 0], Some(0x40_2000)), // mov eax, [0x402000]
+            (&[0x67, 0x48, 0x8d, 0x05, 0xf8, 0x0f, 0, 0], Some(0x40_2000)), // lea rax, [eip + 0xff8]
+            (&[0xa1, 0, 0x20, 0x40, 0, 0, 0, 0, 0], Some(0x40_2000)), // movabs eax, [0x402000]
+            (&[0xff, 0x24, 0xc5, 0, 0x20, 0x40, 0], Some(0x40_2000)), // jmp [rax*8 + 0x402000]
+            (&[0x48, 0x8d, 0x04, 0xc5, 0, 0, 0, 0], None),            // lea rax, [rax*8]
+            (&[0x64, 0x48, 0x8b, 0x04, 0x25, 0x28, 0, 0, 0], None),   // mov rax, fs:[0x28]
+            (&[0x8b, 0x87, 0, 0x20, 0x40, 0], None),                  // mov eax, [rdi + 0x402000]
+            (&[0xb8, 0, 0x20, 0x40, 0], None),                        // mov eax, 0x402000: an immediate
+            (&[0x0f, 0x1f, 0x05, 0, 0x10, 0, 0], None),               // nop dword [rip + 0x1000]
+            (&[0xe8, 0, 0, 0, 0], None),                              // call: that is its flow
+        ];
+        for (code, refers) in rows {
+            assert_eq!(one(code).refers, *refers, "{}", one(code).text);
+        }
+    }
+
+    #[test]
+    fn registers_read_and_written() {
+        // bytes, text, reads, writes
+        let rows: &[(&[u8], &str, &str, &str)] = &[
+            (&[0x89, 0xc8], "mov eax, ecx", "rcx", "rax"),
+            (&[0x66, 0x89, 0xc8], "mov ax, cx", "rax rcx", "rax"),
+            (&[0x88, 0xe8], "mov al, ch", "rax rcx", "rax"),
+            (&[0x45, 0x88, 0xc1], "mov r9b, r8b", "r8 r9", "r9"),
+            (&[0x0f, 0x94, 0xc2], "sete dl", "rdx", "rdx"),
+            (&[0x0f, 0xb6, 0xc2], "movzx eax, dl", "rdx", "rax"),
+            (&[0x01, 0xc8], "add eax, ecx", "rax rcx", "rax"),
+            (&[0x39, 0xc8], "cmp eax, ecx", "rax rcx", ""),
+            (&[0x85, 0xc0], "test eax, eax", "rax", ""),
+            (&[0xa9, 1, 0, 0, 0], "test eax, 1", "rax", ""),
+            (&[0x31, 0xc0], "xor eax, eax", "", "rax"),
+            (&[0x30, 0xc0], "xor al, al", "rax", "rax"),
+            (&[0x30, 0xe0], "xor al, ah", "rax", "rax"),
+            (&[0x31, 0xc8], "xor eax, ecx", "rax rcx", "rax"),
+            (&[0x29, 0xd2], "sub edx, edx", "", "rdx"),
+            (&[0x19, 0xc0], "sbb eax, eax", "", "rax"),
+            (&[0x83, 0xc8, 0xff], "or eax, 0xffffffff", "", "rax"),
+            (&[0x48, 0x83, 0xc8, 0xff], "or rax, 0xffffffffffffffff", "", "rax"),
+            (&[0x83, 0xc8, 0x01], "or eax, 1", "rax", "rax"),
+            (&[0x48, 0x8d, 0x04, 0xb7], "lea rax, [rdi + rsi*4]", "rsi rdi", "rax"),
+            (&[0x48, 0x89, 0x0c, 0xf7], "mov qword ptr [rdi + rsi*8], rcx", "rcx rsi rdi", ""),
+            (&[0x48, 0x0f, 0x44, 0xc1], "cmove rax, rcx", "rax rcx", "rax"),
+            (&[0xf7, 0xe1], "mul ecx", "rax rcx", "rax rdx"),
+            (&[0x48, 0xf7, 0xf9], "idiv rcx", "rax rcx rdx", "rax rdx"),
+            (&[0x99], "cdq", "rax", "rdx"),
+            (&[0x48, 0x99], "cqo", "rax", "rdx"),
+            (&[0x48, 0x98], "cdqe", "rax", "rax"),
+            (&[0xd3, 0xe0], "shl eax, cl", "rax rcx", "rax"),
+            (&[0x0f, 0xa5, 0xd0], "shld eax, edx, cl", "rax rcx rdx", "rax"),
+            (&[0x48, 0x87, 0xc8], "xchg rax, rcx", "rax rcx", "rax rcx"),
+            (&[0xf0, 0x48, 0x0f, 0xb1, 0x0f], "lock cmpxchg qword ptr [rdi], rcx", "rax rcx rdi", "rax"),
+            (&[0xf3, 0xa4], "rep movsb byte ptr [rdi], byte ptr [rsi]", "rcx rsi rdi", "rcx rsi rdi"),
+            (&[0x50], "push rax", "rax", ""),
+            (&[0x5f], "pop rdi", "", "rdi"),
+            (&[0x53], "push rbx", "", ""),
+            (&[0xe2, 0xfe], "loop 0x401000", "rcx", "rcx"),
+            (&[0xe3, 0xfe], "jrcxz 0x401000", "rcx", ""),
+            (&[0x0f, 0x31], "rdtsc", "", "rax rdx"),
+            (&[0x0f, 0xa2], "cpuid", "rax rcx", "rax rcx rdx"),
+            (&[0x0f, 0x05], "syscall", "rax rdx rsi rdi r8 r9 r10", "rax rcx r11"),
+            (&[0x0f, 0x1f, 0x44, 0, 0], "nop dword ptr [rax + rax]", "", ""),
+            // calls: only what an indirect one goes through
+            (&[0xe8, 0xfb, 0xef, 0xff, 0xff], "call 0x400000", "", ""),
+            (&[0x41, 0xff, 0xd3], "call r11", "r11", ""),
+            (&[0xff, 0x57, 0x08], "call qword ptr [rdi + 8]", "rdi", ""),
+            (&[0xff, 0xe0], "jmp rax", "rax", ""),
+            // SSE
+            (&[0x0f, 0x28, 0xc1], "movaps xmm0, xmm1", "xmm1", "xmm0"),
+            (&[0xf2, 0x0f, 0x10, 0xc1], "movsd xmm0, xmm1", "xmm0 xmm1", "xmm0"),
+            (&[0xf2, 0x0f, 0x10, 0x07], "movsd xmm0, qword ptr [rdi]", "rdi", "xmm0"),
+            (&[0xf2, 0x0f, 0x58, 0xc1], "addsd xmm0, xmm1", "xmm0 xmm1", "xmm0"),
+            (&[0x66, 0x0f, 0xef, 0xc0], "pxor xmm0, xmm0", "", "xmm0"),
+            (&[0x0f, 0x57, 0xc9], "xorps xmm1, xmm1", "", "xmm1"),
+            (&[0x66, 0x0f, 0x76, 0xc9], "pcmpeqd xmm1, xmm1", "", "xmm1"),
+            (&[0x66, 0x0f, 0x2e, 0xc1], "ucomisd xmm0, xmm1", "xmm0 xmm1", ""),
+            (&[0xf2, 0x0f, 0xc2, 0xc1, 0x04], "cmpneqsd xmm0, xmm1", "xmm0 xmm1", "xmm0"),
+            (&[0x66, 0x48, 0x0f, 0x7e, 0xc0], "movq rax, xmm0", "xmm0", "rax"),
+            (&[0x66, 0x0f, 0x3a, 0x62, 0xf1, 0x7f], "pcmpistrm xmm6, xmm1, 0x7f", "xmm1 xmm6", "xmm0"),
+            // AVX and AVX-512
+            (&[0xc5, 0xf1, 0xef, 0xc9], "vpxor xmm1, xmm1, xmm1", "", "xmm1"),
+            (&[0xc5, 0xf4, 0x58, 0xc2], "vaddps ymm0, ymm1, ymm2", "xmm1 xmm2", "xmm0"),
+            (&[0xc4, 0xe2, 0xf5, 0xb8, 0xc2], "vfmadd231pd ymm0, ymm1, ymm2", "xmm0 xmm1 xmm2", "xmm0"),
+            (&[0xc5, 0x4d, 0xc2, 0xd1, 0x04], "vcmpneqpd ymm10, ymm6, ymm1", "xmm1 xmm6", "xmm10"),
+            (&[0xc4, 0xe2, 0x7d, 0x17, 0xc1], "vptest ymm0, ymm1", "xmm0 xmm1", ""),
+            (&[0x62, 0xf1, 0x64, 0x4b, 0x58, 0xca], "vaddps zmm1 {k3}, zmm3, zmm2", "xmm1 xmm2 xmm3 k3", "xmm1"),
+            (&[0x62, 0xf1, 0xe5, 0xab, 0x58, 0xca], "vaddpd ymm1 {k3} {z}, ymm3, ymm2", "xmm2 xmm3 k3", "xmm1"),
+            (&[0x62, 0xb2, 0x5d, 0x20, 0x26, 0xcc], "vptestmb k1, ymm20, ymm20", "xmm20", "k1"),
+            (&[0x62, 0xf3, 0x7d, 0x48, 0x25, 0xc9, 0xff], "vpternlogd zmm1, zmm0, zmm1, 0xff", "", "xmm1"),
+            (&[0xc4, 0xe1, 0xf8, 0x99, 0xc1], "ktestq k0, k1", "k0 k1", ""),
+        ];
+        for (code, text, reads, writes) in rows {
+            let insn = one(code);
+            assert_eq!(insn.text.trim(), *text);
+            assert_eq!(names(insn.writes), *writes, "writes of {text}");
+            assert_eq!(names(insn.reads), *reads, "reads of {text}");
+        }
+        let sixteen = (0..16).map(|i| format!("xmm{i}")).collect::<Vec<_>>().join(" ");
+        assert_eq!(names(one(&[0xc5, 0xf8, 0x77]).writes), sixteen, "vzeroupper");
+    }
+
+    #[test]
+    fn every_register_maps_to_its_whole() {
+        let cs = super::capstone().unwrap();
+        let wholes = [
+            ("rax", "rax eax ax al ah"),
+            ("rsi", "rsi esi si sil"),
+            ("r8", "r8 r8d r8w r8b"),
+            ("r11", "r11 r11d r11w r11b"),
+        ];
+        for (whole, parts) in wholes {
+            for part in parts.split(' ') {
+                assert_eq!(names(super::volatile(part).bit), whole);
+                let narrow = part.ends_with(['w', 'b', 'l', 'h']) || matches!(part, "ax" | "si");
+                assert_eq!(super::volatile(part).partial, narrow, "{part}");
+            }
+        }
+        for n in 0..32 {
+            for kind in ["xmm", "ymm", "zmm"] {
+                assert_eq!(names(super::volatile(&format!("{kind}{n}")).bit), format!("xmm{n}"));
+            }
+        }
+        for kept in [
+            "rbx", "ebx", "bl", "bh", "rbp", "bpl", "rsp", "spl", "r12", "r12d", "r15b", "rip", "st(0)", "mm0", "fs",
+            "cr0",
+        ] {
+            assert_eq!(super::volatile(kept).bit, 0, "{kept}");
+        }
+        // Every bit stands for some register that capstone knows.
+        let isa = super::Isa::new(&cs);
+        let all = isa.registers.iter().fold(0, |set, r| set | r.bit);
+        assert_eq!(all, (1 << super::NAMES.len()) - 1);
+    }
+
+    #[test]
+    fn return_and_argument_registers() {
+        let d = CapstoneDecoder::x86_64();
+        assert_eq!(names(d.return_registers()), "rax rdx xmm0 xmm1");
+        assert_eq!(names(d.argument_registers()), "rax rcx rdx rsi rdi r8 r9 xmm0 xmm1 xmm2 xmm3 xmm4 xmm5 xmm6 xmm7");
+    }
+
+    #[test]
+    fn lengths_that_capstone_has_wrong() {
+        // ud1 eax, [eax + 0x12], as sanitizers emit it, then ret
+        let insns = CapstoneDecoder::x86_64().decode(&[0x67, 0x0f, 0xb9, 0x40, 0x12, 0xc3], AT);
+        assert_eq!(
+            insns.iter().map(|i| (i.addr, i.len, i.flow)).collect::<Vec<_>>(),
+            [(AT, 5, Flow::Stop), (AT + 5, 1, Flow::Return)]
+        );
+        assert_eq!(super::operand_len(&[0xc8]), Some(1));
+        assert_eq!(super::operand_len(&[0x44, 0x24, 8]), Some(3));
+        assert_eq!(super::operand_len(&[0x04, 0x25, 0, 0, 0, 0]), Some(6));
+        assert_eq!(super::operand_len(&[0x05, 0, 0, 0]), None);
+        // jno rel16 or jno rel32, depending on the maker of the processor
+        assert!(CapstoneDecoder::x86_64().decode(&[0x66, 0x0f, 0x81, 0x4a, 0x4d, 0x29, 0x2d], AT).is_empty());
+    }
+}
