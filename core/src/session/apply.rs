@@ -319,7 +319,7 @@ fn commit(
     record: &mut Record,
 ) -> Result<(u64, u32), SessionError> {
     let _ = package;
-    let mut checker = plan.inspected.checker(arch, &plan.protected);
+    let mut checker = plan.inspected.checker(target, arch, &plan.protected);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     let mut attempts = 0;
