@@ -1,1 +1,4 @@
 //! The facade.
+
+#[cfg(feature = "gen")]
+pub mod decoder;
