@@ -93,6 +93,8 @@ pub(super) struct Likeness {
     /// Pairs in common, of `total`.
     pub common: usize,
     pub total: usize,
+    /// It calls the function as well.
+    pub calls: bool,
 }
 
 impl Likeness {
@@ -101,19 +103,26 @@ impl Likeness {
     }
 }
 
-/// Refuses a recursive function that one of its neighbours in the call graph seems to contain: compilers unroll a
-/// recursion into its callers and still call it at the end. For other functions the likeness is a warning's worth only.
+/// Refuses a recursive function, or one with a loop, that one of its callers seems to contain: compilers unroll a
+/// recursion (which may end as a loop) into callers and still call it at the end. In other cases likeness is a
+/// warning's worth only: families of functions resemble one another.
 pub(super) fn judge(
     listing: &Listing<'_>,
     site: &Site,
     judged: &Judged,
     all: &[Judged],
 ) -> (Result<(), JudgeError>, Option<String>) {
-    let Some(best) = likenesses(listing, judged, all).into_iter().max_by_key(|l| l.common) else { return (Ok(()), None) };
+    let best = likenesses(listing, judged, all).into_iter().filter(|l| l.calls).max_by_key(|l| l.common);
+    let Some(best) = best else { return (Ok(()), None) };
     let entry = judged.figures.entry.0;
-    let recursive = judged.parts.iter().flat_map(|p| &p.insns).any(|i| i.flow == Flow::Call(entry));
+    // A recursion, or a loop that may have been one.
+    let recursive = judged.parts.iter().flat_map(|p| &p.insns).any(|i| match i.flow {
+        Flow::Call(t) => t == entry,
+        Flow::Jump(t) | Flow::Branch(t) => (entry..=i.addr).contains(&t),
+        _ => false,
+    });
     if recursive && best.at_least(6, 10) {
-        let Likeness { name, addr, common, total } = best;
+        let Likeness { name, addr, common, total, .. } = best;
         return (Err(JudgeError::LooksInlined { function: site.old.clone(), into: name, addr, common, total }), None);
     }
     let text = best.at_least(7, 6).then(|| {
@@ -167,7 +176,8 @@ fn likenesses(listing: &Listing<'_>, judged: &Judged, all: &[Judged]) -> Vec<Lik
             return None;
         }
         let common = densest(&own, &theirs, 2 * list.len() + 16);
-        Some(Likeness { name: f.name.clone(), addr: LinkAddr(f.entry), common, total: own.len() })
+        let calls = f.insns.iter().any(|i| direct_target(i.flow) == Some(entry));
+        Some(Likeness { name: f.name.clone(), addr: LinkAddr(f.entry), common, total: own.len(), calls })
     };
     near.values().filter_map(compare).collect()
 }
