@@ -166,14 +166,16 @@ pub enum JudgeError {
     },
     /// Nothing calls the function.
     #[error(
-        "nothing in the program calls `{function}`{}: the compiler has most likely inlined it into its callers (or it is unused)",
-        OnlyFrom(only_from)
+        "nothing in the program calls `{function}`{}: the compiler has most likely inlined it into its callers, or merged it with an identical function (or it is unused){}",
+        OnlyFrom(only_from), Likely(likely)
     )]
     NoCaller {
         /// The function.
         function: String,
         /// Functions that do refer to it, but are themselves out of reach.
         only_from: Vec<String>,
+        /// Functions whose code looks as if they held a copy.
+        likely: Vec<String>,
     },
     /// Another function contains most of this function's instructions.
     #[error(
@@ -234,6 +236,17 @@ impl fmt::Display for OnlyFrom<'_> {
     }
 }
 
+struct Likely<'a>(&'a [String]);
+
+impl fmt::Display for Likely<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; its code seems to live on in {}", List(self.0))
+    }
+}
+
 impl Explain for JudgeError {
     fn rule(&self) -> &'static str {
         match self {
@@ -268,7 +281,7 @@ impl Explain for JudgeError {
                 "replace its callers as well; or build the program with __attribute__((noinline)) on it; or pass --allow-inlined"
             }
             JudgeError::NoCaller { .. } => {
-                "compile the program with -g so that tfix can see where, and replace those functions too; or pass --allow-inlined"
+                "replace the functions that hold the copies too (-g lets tfix see where they are); or build the program with __attribute__((noipa)) on it; or pass --allow-inlined"
             }
             JudgeError::LooksInlined { .. } => {
                 "compile the program with -g so that tfix can see for certain, or pass --allow-inlined"

@@ -111,6 +111,18 @@ pub(super) fn names<'p>(listing: &Listing<'p>, site: &Site) -> impl Iterator<Ite
     program.functions().skip_while(move |s| s.addr < entry).take_while(move |s| s.addr == entry)
 }
 
+/// Other functions of the program that have the same body (aliases, or identical functions that were merged).
+pub(super) fn others<'p>(listing: &Listing<'p>, site: &Site) -> Vec<&'p str> {
+    let mut out: Vec<&str> = names(listing, site).map(|s| s.name).filter(|n| *n != site.old).collect();
+    out.sort_unstable();
+    out.dedup();
+    // The site may be written as file:name.
+    if !names(listing, site).any(|s| s.name == site.old) {
+        out.retain(|n| !site.old.ends_with(n));
+    }
+    out
+}
+
 /// The body, and its `.cold` parts: local functions of that name which the body jumps to.
 fn parts(listing: &Listing<'_>, site: &Site, main: Function) -> Vec<Rc<Function>> {
     let mut parts = alloc::vec![Rc::new(main)];
