@@ -54,7 +54,6 @@ pub(super) struct Label {
 
 /// A symbol that the dynamic loader's modules have to provide.
 pub(super) struct Import {
-    pub name: String,
     pub weak: bool,
 }
 
@@ -294,7 +293,7 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             ));
         }
         let i = self.imports.len() as u32;
-        self.imports.push(Import { name: String::from(name), weak });
+        self.imports.push(Import { weak });
         self.import_of.insert(name, i);
         Target::Import(i)
     }

@@ -57,7 +57,6 @@ pub(super) enum Slot {
 /// A stub that jumps through a GOT slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct VeneerPlan {
-    pub target: Target,
     pub slot: u32,
 }
 
@@ -238,7 +237,7 @@ impl Plan {
             Some(i) => *i,
             None => {
                 let slot = self.slot(Slot::Address(item.target, delta), || cx.symbol_name(item.object, item.symbol));
-                self.veneers.push(VeneerPlan { target: item.target, slot });
+                self.veneers.push(VeneerPlan { slot });
                 self.veneer_of.insert(key, self.veneers.len() - 1);
                 self.veneers.len() - 1
             }
