@@ -88,6 +88,10 @@ impl Arch for X86_64 {
         (1 << 47) - 0x1000
     }
 
+    fn breakpoint(&self) -> &'static [u8] {
+        &[0xcc] // int3
+    }
+
     fn registers(&self) -> &'static RegisterLayout {
         &registers::LAYOUT
     }

@@ -441,6 +441,8 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     fn max_page_size(&self) -> u64;
     /// The lowest address past user space.
     fn user_space_end(&self) -> u64;
+    /// A breakpoint instruction.
+    fn breakpoint(&self) -> &'static [u8];
     /// The register layout.
     fn registers(&self) -> &'static RegisterLayout;
     /// Linux conventions, or `None` where this variant has no Linux.

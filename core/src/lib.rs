@@ -27,6 +27,10 @@ pub mod target;
 #[cfg(feature = "alloc")]
 pub mod decode;
 #[cfg(feature = "alloc")]
+pub mod judge;
+#[cfg(feature = "alloc")]
+pub mod link;
+#[cfg(feature = "alloc")]
 pub mod program;
 #[cfg(feature = "alloc")]
 pub mod session;

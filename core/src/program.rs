@@ -149,6 +149,8 @@ pub struct Symbol<'d> {
     pub exported: bool,
     /// Lies in a section without contents in the file (.bss).
     pub zero_initialized: bool,
+    /// SHN_ABS: the value is a number, which no load bias changes.
+    pub absolute: bool,
 }
 
 impl Symbol<'_> {
@@ -184,7 +186,7 @@ pub struct Program<'d> {
     pub fixed: bool,
     /// A shared library rather than an executable.
     pub library: bool,
-    /// Has a PT_DYNAMIC segment (imports are possible through the dynamic loader).
+    /// Goes through the dynamic loader: imports are possible.
     pub dynamic: bool,
     /// Entry point.
     pub entry: LinkAddr,
@@ -280,7 +282,8 @@ impl<'d> Program<'d> {
             ident,
             fixed: e_type == elf::ET_EXEC,
             library: e_type == elf::ET_DYN && !interp && !pie,
-            dynamic,
+            // A static PIE has a dynamic segment too, for its own start-up code.
+            dynamic: dynamic && (interp || !pie),
             entry: LinkAddr(header.e_entry(endian).into()),
             identity,
             segments,
@@ -560,6 +563,7 @@ fn read_symbols<'d, H: FileHeader<Endian = Endianness>>(
             file: if binding == Binding::Local { file } else { None },
             exported,
             zero_initialized,
+            absolute: shndx == elf::SHN_ABS,
         });
     }
     Ok(out)

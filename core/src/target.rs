@@ -242,8 +242,8 @@ mod with_alloc {
 
     /// Threads of a target.
     ///
-    /// Order of use: `attach` (the target runs on), `stop_all`, look and write, `resume_all` (attached, running), any
-    /// number of times; dropping the transport detaches.
+    /// Order of use: `attach` (the target runs on), `stop_all`, look and write, `resume_all`; any number of times.
+    /// Between `resume_all` and the next `attach` the target is on its own: nothing that happens to it waits for us.
     pub trait Threads {
         /// Attaches to every thread without stopping any.
         ///
@@ -261,7 +261,7 @@ mod with_alloc {
         /// # Errors
         /// [`TargetError`]
         fn registers(&mut self, thread: ThreadId) -> Result<Registers, TargetError>;
-        /// Lets all stopped threads go on.
+        /// Lets all threads go on and detaches from them.
         ///
         /// # Errors
         /// [`TargetError`]

@@ -39,7 +39,6 @@ pub fn apply(
     clock: &mut dyn Clock,
 ) -> Result<Applied, SessionError> {
     let plan = plan(target, arch, package, options)?;
-    attach(target)?;
     interrupted(target)?;
     let mut prepared = prepare(target, arch, package, &plan, clock)?;
     match commit(target, arch, package, &plan, options, clock, &mut prepared) {
@@ -320,13 +319,14 @@ fn commit(
     record: &mut Record,
 ) -> Result<(u64, u32), SessionError> {
     let _ = package;
-    let mut checker = plan.inspected.checker(arch, &plan.protected);
+    let mut checker = plan.inspected.checker(target, arch, &plan.protected);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     let mut attempts = 0;
     loop {
         interrupted(target)?;
         attempts += 1;
+        attach(target)?;
         let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let outcome = match checker.check(target, &threads) {

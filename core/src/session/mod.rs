@@ -62,11 +62,12 @@ pub fn inspect(target: &mut dyn Target) -> Result<Inspected, SessionError> {
 
 impl Inspected {
     /// A checker for `protected`, which knows the code of all applied patches.
-    fn checker<'c>(&self, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
+    fn checker<'c>(&self, target: &mut dyn Target, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
         let mut unwinder = Unwinder::new(&self.modules, arch.registers(), arch.data_endian());
         for r in &self.records {
             unwinder.add_patch(r.image_range(), r.eh_frame);
         }
+        unwinder.prepare(target);
         Checker {
             protected,
             layout: arch.registers(),

@@ -47,7 +47,6 @@ pub fn revert(
     let found = inspect(target)?;
     let mut record = choose(target, &found.records, name)?;
     topmost(&found.records, &record)?;
-    attach(target)?;
     let (pause_us, attempts) = put_back(target, arch, &found, &mut record, timeout_ms, clock)?;
     let parked = retire(target, arch, &found, &mut record, clock)?;
     Ok(Reverted { record, parked, pause_us, attempts })
@@ -101,7 +100,7 @@ fn put_back(
             function: s.entry,
         })
         .collect();
-    let mut checker = found.checker(arch, &windows);
+    let mut checker = found.checker(target, arch, &windows);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     let mut attempts = 0;
@@ -110,6 +109,7 @@ fn put_back(
             return Err(TargetError::Interrupted.into());
         }
         attempts += 1;
+        attach(target)?;
         let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let outcome = match checker.check(target, &threads) {
@@ -181,10 +181,11 @@ fn retire(
         .iter()
         .map(|r| Protected { name: record.name.clone(), start: r.0, end: r.1, entry: false, function: record.image })
         .collect();
-    let mut checker = found.checker(arch, &protected);
+    let mut checker = found.checker(target, arch, &protected);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     loop {
+        attach(target)?;
         let threads = stop_all(target)?;
         let why = match checker.check(target, &threads) {
             Ok(b) => match b.first() {
@@ -233,6 +234,7 @@ fn search(
 ) -> Result<Option<String>, SessionError> {
     let layout = arch.registers();
     let inside = |v: u64| ranges.iter().any(|r| r.0.0 <= v && v < r.1.0);
+    let mut stacks = Vec::new();
     for &t in threads {
         let api = target.threads().ok_or(TargetError::Unsupported { what: "read registers" })?;
         let regs = api.registers(t)?;
@@ -240,6 +242,8 @@ fn search(
             let name = layout.names.get(usize::from(r)).copied().unwrap_or("a register");
             return Ok(Some(format!("{name} of thread {t} points into the image")));
         }
+        let red_zone = arch.linux().map_or(0, |l| l.red_zone);
+        stacks.push(RunAddr(regs.get(layout.sp).wrapping_sub(red_zone) & !(u64::from(layout.word) - 1)));
     }
     let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
     let own = |at: RunAddr| at >= record.at && at < record.at.offset(record.region_size);
@@ -254,7 +258,8 @@ fn search(
     let word = usize::from(layout.word);
     let mut buf = vec![0u8; CHUNK as usize];
     for m in writable {
-        let mut at = m.start;
+        // What lies below a thread's stack pointer is dead.
+        let mut at = stacks.iter().copied().find(|sp| m.contains(*sp)).unwrap_or(m.start);
         while at < m.end {
             let n = (m.end.0 - at.0).min(CHUNK) as usize;
             let piece = &mut buf[..n];

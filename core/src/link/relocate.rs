@@ -1,0 +1,273 @@
+//! Settles what can be settled and keeps the rest as residue.
+
+use super::Inputs;
+use super::error::LinkError;
+use super::layout::Layout;
+use super::resolve::{Resolver, Target};
+use super::scan::{Item, Plan, Slot};
+use super::symbols::Symbols;
+use crate::arch::{Expr, Howto};
+use crate::field::{FieldError, store};
+use crate::model::Residue;
+use crate::relocate::put;
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+    vec::Vec,
+};
+
+/// An address, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    /// An offset in an image that may lie anywhere.
+    Image(u64),
+    /// A run-time address.
+    Fixed(u64),
+    /// Known when the patch is applied.
+    Later,
+}
+
+/// The outcome for one relocation.
+enum Outcome {
+    Value(u64),
+    Residue,
+    Impossible(&'static str),
+}
+
+/// The bytes of the image: of each span what is not simply zero.
+pub(super) type Contents = Vec<Vec<u8>>;
+
+/// Computes values once the layout is known.
+pub(super) struct Values<'c, 'o, 'd> {
+    pub cx: &'c Inputs<'o, 'd>,
+    pub layout: &'c Layout,
+}
+
+impl Values<'_, '_, '_> {
+    /// An offset in the image as an address.
+    fn image(&self, offset: u64) -> Where {
+        match self.cx.options.base {
+            Some(base) => Where::Fixed(base.wrapping_add(offset)),
+            None => Where::Image(offset),
+        }
+    }
+
+    /// What the GOT pointer points to.
+    fn got(&self) -> Where {
+        self.image(self.layout.got.wrapping_add(self.cx.arch.gp_bias()))
+    }
+
+    fn target(&self, target: Target) -> Where {
+        match target {
+            Target::Spot(_) | Target::Common(_) => {
+                self.layout.offset_of(target).map_or(Where::Later, |o| self.image(o))
+            }
+            Target::GotBase => self.got(),
+            Target::Absolute(v) => Where::Fixed(v),
+            Target::Program(a) if self.cx.program.fixed => Where::Fixed(a.0),
+            Target::Program(_) | Target::Ifunc(_) | Target::Import(_) | Target::Tls(_) => Where::Later,
+        }
+    }
+
+    /// Offset in the image of an item's field.
+    fn field(&self, item: &Item) -> u64 {
+        self.layout.section(item.object, item.section).unwrap_or(0).wrapping_add(item.offset)
+    }
+
+    fn outcome(&self, item: &Item) -> Outcome {
+        let (a, cx) = (item.addend, self.cx);
+        let s = match item.veneer {
+            Some(v) => self.image(self.layout.veneer(v)),
+            None => self.target(item.target),
+        };
+        let p = self.image(self.field(item));
+        let difference = |to: Where, from: Where| match (to, from) {
+            (Where::Image(x), Where::Image(y)) | (Where::Fixed(x), Where::Fixed(y)) => Some(x.wrapping_sub(y)),
+            _ => None,
+        };
+        let plus = |v: u64| Outcome::Value(v.wrapping_add_signed(a));
+        let slot = || item.slot.map(|i| self.image(self.layout.slot(i)));
+        // The image is one piece, so differences inside it are always known.
+        const LOST: Outcome = Outcome::Impossible("can't be settled");
+        let inside = |from: Where| slot().and_then(|g| difference(g, from)).map_or(LOST, plus);
+        let tp = || cx.program.tls.map_or(0, |t| cx.arch.tp_offset(t.size, t.align));
+        match (item.howto.expr, item.target) {
+            (Expr::Abs, _) => match s {
+                Where::Fixed(v) => plus(v),
+                _ if cx.is_narrow(item.howto) && !cx.program.fixed => {
+                    Outcome::Impossible("has no room for an address of a program that may be loaded anywhere")
+                }
+                _ => Outcome::Residue,
+            },
+            (Expr::Pc | Expr::PltPc, target) => match difference(s, p) {
+                Some(v) => plus(v),
+                None if matches!(target, Target::Absolute(_)) && item.veneer.is_none() => {
+                    Outcome::Impossible("is relative, but the symbol is a fixed address")
+                }
+                None => Outcome::Residue,
+            },
+            (Expr::GotPc | Expr::GotTpOffPc | Expr::GotTlsGdPc | Expr::GotTlsLdPc, _) => inside(p),
+            (Expr::Got, _) => inside(self.got()),
+            (Expr::GotAbs, _) => match slot() {
+                Some(Where::Fixed(v)) => plus(v),
+                _ => Outcome::Impossible("needs the address of a GOT slot, which is not known yet"),
+            },
+            (Expr::GotOff | Expr::PltGotOff, _) => difference(s, self.got())
+                .map_or(Outcome::Impossible("is relative to the GOT, but the symbol is not part of the patch"), plus),
+            (Expr::GotBasePc, _) => difference(self.got(), p).map_or(LOST, plus),
+            // The scan added the size to the addend.
+            (Expr::Size, _) => plus(0),
+            (Expr::TpOff, Target::Tls(v)) => plus(v.wrapping_add_signed(tp())),
+            (Expr::DtpOff, Target::Tls(v)) => plus(v),
+            (Expr::None | Expr::TpOff | Expr::DtpOff, _) => LOST,
+        }
+    }
+
+    /// Branches that do not reach, among those without a veneer.
+    pub(super) fn out_of_reach(&self, plan: &Plan) -> BTreeSet<usize> {
+        let short = |item: &Item| {
+            let Outcome::Value(value) = self.outcome(item) else { return false };
+            let mut scratch = [0u8; 8];
+            matches!(put(self.cx.arch, item.howto, &mut scratch, 0, value), Err(FieldError::Overflow { .. }))
+        };
+        let branches = plan.items.iter().enumerate().filter(|(_, i)| i.veneer.is_none() && i.is_branch());
+        branches.filter(|(_, i)| short(i)).map(|(n, _)| n).collect()
+    }
+
+    /// The cell of the image that holds a section's bytes from `offset` on.
+    fn cell<'b>(&self, contents: &'b mut Contents, offset: u64, len: u64) -> Option<&'b mut [u8]> {
+        let (i, span) = self.layout.spans.iter().enumerate().rfind(|(_, s)| s.offset <= offset)?;
+        let from = usize::try_from(offset - span.offset).ok()?;
+        let to = from.checked_add(usize::try_from(len).ok()?)?;
+        contents.get_mut(i)?.get_mut(from..to)
+    }
+
+    fn settle(&self, item: &Item, contents: &mut Contents, value: u64) -> Result<(), LinkError> {
+        let cx = self.cx;
+        let start = self.layout.section(item.object, item.section).unwrap_or(0);
+        let len = self.layout.relocatable(item.object, item.section);
+        let cell = self.cell(contents, start, len).unwrap_or(&mut []);
+        put(cx.arch, item.howto, cell, item.offset, value).map_err(|e| self.field_error(item, e))
+    }
+
+    fn field_error(&self, item: &Item, e: FieldError) -> LinkError {
+        let cx = self.cx;
+        let place = Box::new(cx.place(item.object, item.section, item.offset));
+        let (name, symbol) = (item.howto.name, cx.symbol_name(item.object, item.symbol));
+        match e {
+            FieldError::Overflow { value, min, max } => LinkError::Overflow { name, symbol, place, value, min, max },
+            FieldError::Misaligned { value, align } => LinkError::Misaligned { name, symbol, place, value, align },
+            FieldError::OutOfSection => {
+                LinkError::BadRelocation { name: String::from(name), place, what: "its field lies outside the section" }
+            }
+        }
+    }
+
+    /// Settles all relocations and fills the GOT; what is left over comes back.
+    pub(super) fn apply(
+        &self,
+        plan: &Plan,
+        resolver: &Resolver<'_, '_, '_>,
+        symbols: &mut Symbols,
+        contents: &mut Contents,
+    ) -> Result<(Vec<Residue>, BTreeMap<String, u32>), LinkError> {
+        let mut residue = Vec::new();
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for item in &plan.items {
+            match self.outcome(item) {
+                Outcome::Value(value) => self.settle(item, contents, value)?,
+                Outcome::Impossible(why) => return Err(self.cx.not_pic(item, why)),
+                Outcome::Residue => {
+                    // The check that the field is there; its bits are fix's business.
+                    self.probe(item, contents)?;
+                    let symbol = match item.veneer {
+                        Some(v) => symbols.veneer(self.layout.veneer(v), &resolver.labels, item.target),
+                        None => symbols.of(item.target, resolver, self.layout),
+                    };
+                    *counts.entry(String::from(item.howto.name)).or_default() += 1;
+                    residue.push(Residue {
+                        offset: self.field(item),
+                        r_type: item.howto.r_type,
+                        symbol,
+                        addend: item.addend,
+                    });
+                }
+            }
+        }
+        self.fill_got(plan, resolver, symbols, contents, &mut residue, &mut counts)?;
+        residue.sort_by_key(|r| r.offset);
+        Ok((residue, counts))
+    }
+
+    /// Does the field lie inside its section?
+    fn probe(&self, item: &Item, contents: &mut Contents) -> Result<(), LinkError> {
+        let start = self.layout.section(item.object, item.section).unwrap_or(0);
+        let len = self.layout.relocatable(item.object, item.section);
+        let end = item.offset.checked_add(u64::from(item.howto.field.bytes));
+        let inside = end.is_some_and(|e| e <= len) && self.cell(contents, start, len).is_some();
+        if inside { Ok(()) } else { Err(self.field_error(item, FieldError::OutOfSection)) }
+    }
+
+    fn fill_got(
+        &self,
+        plan: &Plan,
+        resolver: &Resolver<'_, '_, '_>,
+        symbols: &mut Symbols,
+        contents: &mut Contents,
+        residue: &mut Vec<Residue>,
+        counts: &mut BTreeMap<String, u32>,
+    ) -> Result<(), LinkError> {
+        let cx = self.cx;
+        let Some(word): Option<&'static Howto> = cx.arch.howto(cx.arch.address_word()) else {
+            return Err(LinkError::WrongMachine {
+                object: String::from(cx.arch.name()),
+                why: format!("has no relocation of type {} for a whole address", cx.arch.address_word()),
+            });
+        };
+        for (i, (slot, _)) in plan.slots.iter().enumerate() {
+            let offset = self.layout.slot(i as u32);
+            let value = match *slot {
+                Slot::Address(target, delta) => match self.target(target) {
+                    Where::Fixed(v) => v.wrapping_add_signed(delta),
+                    _ => {
+                        let symbol = symbols.of(target, resolver, self.layout);
+                        *counts.entry(String::from(word.name)).or_default() += 1;
+                        residue.push(Residue { offset, r_type: word.r_type, symbol, addend: delta });
+                        continue;
+                    }
+                },
+                Slot::TpOffset(v) => {
+                    let tp = cx.program.tls.map_or(0, |t| cx.arch.tp_offset(t.size, t.align));
+                    v.wrapping_add_signed(tp)
+                }
+                // The dynamic loader numbers modules from 1 on, and the executable comes first.
+                Slot::Module(_) => 1,
+                Slot::DtpOffset(v) => v,
+            };
+            if let Some(cell) = self.cell(contents, offset, self.layout.slot_size) {
+                store(cell, cx.arch.data_endian(), value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the veneers.
+    pub(super) fn veneers(&self, plan: &Plan, contents: &mut Contents) -> Result<(), LinkError> {
+        let base = self.cx.options.base.unwrap_or(0);
+        for (i, veneer) in plan.veneers.iter().enumerate() {
+            let (at, slot) = (self.layout.veneer(i), self.layout.slot(veneer.slot));
+            let name = || plan.slots.get(veneer.slot as usize).map_or_else(String::new, |s| s.1.clone());
+            let code = self
+                .cx
+                .arch
+                .encode_veneer(base.wrapping_add(at), base.wrapping_add(slot))
+                .map_err(|why| LinkError::Veneer { symbol: name(), why })?;
+            if let Some(cell) = self.cell(contents, at, code.bytes().len() as u64) {
+                cell.copy_from_slice(code.bytes());
+            }
+        }
+        Ok(())
+    }
+}
