@@ -17,6 +17,13 @@ pub struct Region {
     pub text: Vec<u8>,
 }
 
+impl Region {
+    /// Whether tfix has mapped it: the record of its patches or an image.
+    pub fn is_of_tfix(&self) -> bool {
+        self.path.starts_with("/memfd:tfix") || self.path.starts_with("[anon:tfix")
+    }
+}
+
 impl std::fmt::Debug for Region {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:x}-{:x} {} {}", self.start, self.end, self.permissions, self.path)
@@ -63,9 +70,15 @@ impl Snapshot {
         Self { regions }
     }
 
-    /// Code that came from files, with its addresses: what `revert` has to restore to the last bit.
+    /// Code that came from files, with its addresses: what `revert` has to restore to the last bit. Images of tfix are
+    /// not counted: one that a thread may still return into is kept.
     pub fn code(&self) -> Vec<&Region> {
-        self.regions.iter().filter(|r| !r.text.is_empty()).collect()
+        self.regions.iter().filter(|r| !r.text.is_empty() && !r.is_of_tfix()).collect()
+    }
+
+    /// What tfix has mapped.
+    pub fn of_tfix(&self) -> Vec<&Region> {
+        self.regions.iter().filter(|r| r.is_of_tfix()).collect()
     }
 
     /// Panics, with the first difference, unless the code of both is the same.

@@ -478,7 +478,9 @@ fn ctrl_c_at_any_moment() {
     let whole = std::time::Instant::now();
     victim.fix(&g.package, &[]).done();
     let whole = whole.elapsed();
+    victim.settles("the new p", 2, |l| l.ends_with(" p 2"));
     victim.revert(&[]).done();
+    victim.settles("the old p", 2, |l| l.ends_with(" p 1"));
     for _ in 0..30 {
         let mut fix = start(&["fix", &victim.pid_text(), g.package.to_str().expect("UTF-8")]);
         std::thread::sleep(whole * u32::try_from(dice.below(100)).expect("small") / 100);
