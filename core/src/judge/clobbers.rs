@@ -271,7 +271,9 @@ impl NewCode<'_> {
                     _ => continue,
                 };
                 // A field that only the load address settles: the target is not in the bytes.
-                if let Some(r) = self.package.residue.iter().find(|r| (here..here + u64::from(insn.len)).contains(&r.offset)) {
+                if let Some(r) =
+                    self.package.residue.iter().find(|r| (here..here + u64::from(insn.len)).contains(&r.offset))
+                {
                     match self.package.symbols.get(r.symbol as usize).map(|s| &s.referent) {
                         Some(&Referent::Program(addr)) => set |= self.known.of(addr.0),
                         _ => return everything,
@@ -298,7 +300,8 @@ impl NewCode<'_> {
 
     /// Decodes the function at `offset`, up to its symbol's end or the next function.
     fn decode(&self, offset: u64, base: u64) -> Option<Vec<Insn>> {
-        let span = self.package.spans.iter().find(|s| s.perm.exec && offset.wrapping_sub(s.offset) < s.data.len() as u64)?;
+        let span =
+            self.package.spans.iter().find(|s| s.perm.exec && offset.wrapping_sub(s.offset) < s.data.len() as u64)?;
         let code = &span.data[(offset - span.offset) as usize..];
         let known = self.functions.iter().filter(|f| f.0 == offset).map(|f| f.1).max().unwrap_or(0);
         let next = self.functions.iter().find(|f| f.0 > offset).map_or(u64::MAX, |f| f.0 - offset);

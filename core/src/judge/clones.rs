@@ -41,7 +41,8 @@ pub(super) fn judge(listing: &Listing<'_>, site: &Site, judged: &[Judged]) -> Re
         for s in listing.program.functions() {
             let copy = s.name.strip_prefix(stem).is_some_and(is_copy);
             // Local functions of two files may share a name; a copy stays in its function's file.
-            let other_file = alias.file.is_some() && s.file.is_some() && alias.file != s.file && !alias.name.contains('.');
+            let other_file =
+                alias.file.is_some() && s.file.is_some() && alias.file != s.file && !alias.name.contains('.');
             if !copy || other_file || s.addr == site.entry || callers::inside(judged, s.addr.0) {
                 continue;
             }

@@ -135,7 +135,8 @@ pub enum JudgeError {
     },
     /// Callers run a specialised copy.
     #[error(
-        "`{function}`: the compiler made a specialised copy of it, `{clone}` at {addr}, which {} still run", List(callers)
+        "`{function}`: the compiler made a specialised copy of it, `{clone}` at {addr}, which {} still run",
+        List(callers)
     )]
     Cloned {
         /// The function.
@@ -156,7 +157,9 @@ pub enum JudgeError {
         copies: Vec<InlinedCopy>,
     },
     /// The debug information says that the function was inlined, without a place.
-    #[error("`{function}`: the debug information says that it was inlined, but lists no place: the compiler folded the copies into their callers")]
+    #[error(
+        "`{function}`: the debug information says that it was inlined, but lists no place: the compiler folded the copies into their callers"
+    )]
     InlinedSomewhere {
         /// The function.
         function: String,
@@ -164,7 +167,8 @@ pub enum JudgeError {
     /// Nothing calls the function.
     #[error(
         "nothing in the program calls `{function}`{}: the compiler has most likely inlined it into its callers, or merged it with an identical function (or it is unused){}",
-        OnlyFrom(only_from), Likely(likely)
+        OnlyFrom(only_from),
+        Likely(likely)
     )]
     NoCaller {
         /// The function.

@@ -142,7 +142,10 @@ pub fn judge(
         if let Some(part) = j.parts.iter().find(|p| p.decoded < p.end) {
             verdict.warn(
                 "part-undecoded",
-                format!("`{}`: the code from {:#x} on can't be decoded; all that may branch there counts", part.name, part.decoded),
+                format!(
+                    "`{}`: the code from {:#x} on can't be decoded; all that may branch there counts",
+                    part.name, part.decoded
+                ),
             );
         }
     }

@@ -10,7 +10,13 @@ use super::window::Judged;
 use crate::addr::LinkAddr;
 use crate::decode::{Flow, Insn};
 use crate::model::Site;
-use alloc::{collections::{BTreeMap, BTreeSet}, format, rc::Rc, string::String, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    rc::Rc,
+    string::String,
+    vec::Vec,
+};
 
 /// How many functions are compared at most.
 const NEIGHBOURS: usize = 64;
