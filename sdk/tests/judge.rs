@@ -236,7 +236,7 @@ fn windows_end_at_the_first_target() {
         let outcome = |name: &str| ask_with(&data, &[name], CAREFUL, options).0;
         let window = |name: &str| match outcome(name) {
             Ok(v) => v.sites[0].window.clone(),
-            Err(JudgeError::WindowTooSmall { figures, needed: 5, .. }) => figures,
+            Err(JudgeError::WindowTooSmall { figures, needed: 5, .. }) => *figures,
             Err(e) => panic!("{flags} {name}: {e}"),
         };
         assert_eq!(window("tiny").window, 1, "{flags}");
@@ -323,7 +323,8 @@ fn values_kept_in_registers_that_the_new_function_changes() {
         let (verdict, _) = ask_with(&data, &["leaf"], CARELESS, JudgeOptions::strict());
         let error = verdict.expect_err(flags);
         assert_eq!(error.rule(), "ipa-ra", "{flags}: {error}");
-        let JudgeError::IpaRa { caller, registers, .. } = error else { panic!("{flags}") };
+        let JudgeError::IpaRa { reliance, .. } = error else { panic!("{flags}") };
+        let (caller, registers) = (reliance.caller, reliance.registers);
         assert!(caller == "keep" && !registers.is_empty(), "{flags}: {caller} {registers:?}");
         let (verdict, _) = ask_with(&data, &["leaf"], CAREFUL, JudgeOptions::strict());
         verdict.unwrap_or_else(|e| panic!("{flags}: {e}"));
@@ -344,8 +345,8 @@ fn values_kept_by_a_caller_of_a_caller() {
     let source = source.replace("int middle(", "static int middle(");
     let (verdict, _) = ask_with(&compile(&source, "-O2"), &["leaf"], CARELESS, JudgeOptions::strict());
     let error = verdict.expect_err("keep relies on what middle leaves alone");
-    let JudgeError::IpaRa { callee, .. } = error else { panic!("{error}") };
-    assert_eq!(callee, "middle");
+    let JudgeError::IpaRa { reliance, .. } = error else { panic!("{error}") };
+    assert_eq!(reliance.callee, "middle");
 }
 
 #[test]

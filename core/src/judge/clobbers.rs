@@ -7,13 +7,14 @@
 //! function changes may grow in turn, so its own callers are looked at too, until nothing new is left.
 
 use super::callers;
-use super::error::JudgeError;
+use super::error::{JudgeError, Reliance};
 use super::listing::{Function, Listing, Raw, Source};
 use super::window::{Judged, has_table};
 use crate::addr::LinkAddr;
 use crate::decode::{Flow, Insn};
 use crate::model::{Package, Referent, Site};
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet, VecDeque},
     format,
     rc::Rc,
@@ -66,10 +67,12 @@ pub(super) fn judge(
                     let refusal = JudgeError::IpaRa {
                         function: site.old.clone(),
                         new: site.new.clone(),
-                        caller: caller.name.clone(),
-                        callee: name,
-                        at: LinkAddr(caller.insns[i].addr),
-                        registers: registers(relied, names),
+                        reliance: Box::new(Reliance {
+                            caller: caller.name.clone(),
+                            callee: name,
+                            at: LinkAddr(caller.insns[i].addr),
+                            registers: registers(relied, names),
+                        }),
                     };
                     return (Err(refusal), None);
                 }
@@ -136,16 +139,8 @@ impl Known<'_> {
             for insn in &f.insns {
                 set |= insn.writes;
                 match insn.flow {
-                    Flow::Call(t) => {
-                        if seen.insert(t) {
-                            queue.push_back(t);
-                        }
-                    }
-                    Flow::Jump(t) | Flow::Branch(t) if !f.contains(t) => {
-                        if seen.insert(t) {
-                            queue.push_back(t);
-                        }
-                    }
+                    Flow::Call(t) if seen.insert(t) => queue.push_back(t),
+                    Flow::Jump(t) | Flow::Branch(t) if !f.contains(t) && seen.insert(t) => queue.push_back(t),
                     Flow::CallIndirect => set = self.everything,
                     Flow::JumpIndirect if !has_table(self.listing, &f) => set = self.everything,
                     _ => {}
