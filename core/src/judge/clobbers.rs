@@ -139,6 +139,8 @@ impl Known<'_> {
             for insn in &f.insns {
                 set |= insn.writes;
                 match insn.flow {
+                    // Outside of the program's functions, as a stub of the dynamic linker is.
+                    Flow::Call(t) if self.listing.extent(t).is_none() => set = self.everything,
                     Flow::Call(t) if seen.insert(t) => queue.push_back(t),
                     Flow::Jump(t) | Flow::Branch(t) if !f.contains(t) && seen.insert(t) => queue.push_back(t),
                     Flow::CallIndirect => set = self.everything,
