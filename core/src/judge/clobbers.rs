@@ -258,7 +258,7 @@ impl NewCode<'_> {
         let mut set = 0;
         while let Some(at) = queue.pop_front() {
             let Some(insns) = self.decode(at, base) else { return everything };
-            let end = insns.last().map_or(at, |i| (i.addr - base).saturating_add(i.len.into()));
+            let end = insns.last().map_or(at, |i| i.addr.wrapping_sub(base).saturating_add(i.len.into()));
             for insn in insns {
                 set |= insn.writes;
                 let here = insn.addr.wrapping_sub(base);
@@ -268,8 +268,11 @@ impl NewCode<'_> {
                     _ => continue,
                 };
                 // A field that only the load address settles: the target is not in the bytes.
-                if let Some(r) =
-                    self.package.residue.iter().find(|r| (here..here + u64::from(insn.len)).contains(&r.offset))
+                if let Some(r) = self
+                    .package
+                    .residue
+                    .iter()
+                    .find(|r| (here..here.saturating_add(insn.len.into())).contains(&r.offset))
                 {
                     match self.package.symbols.get(r.symbol as usize).map(|s| &s.referent) {
                         Some(&Referent::Program(addr)) => set |= self.known.of(addr.0),

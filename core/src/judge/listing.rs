@@ -333,6 +333,10 @@ fn split<'a>(program: &'a Program<'a>) -> (Parts<'a>, Parts<'a>) {
             datas.push((s.addr.0, s.data));
         }
     }
+    // What ends past the address space is a lie; all sums below rely on that.
+    let sound = |p: &(u64, &[u8])| p.0.checked_add(p.1.len() as u64 + 4096).is_some();
+    texts.retain(sound);
+    datas.retain(sound);
     (texts, datas)
 }
 
