@@ -212,10 +212,10 @@ fn retire(
         match why {
             None => {
                 discard(target, arch, record)?;
-                return Ok(None);
+                return Ok((None, longest));
             }
             Some(why) if clock.now_us().saturating_sub(begin) >= LEAVE_US || target.interrupted() => {
-                return Ok(Some(why));
+                return Ok((Some(why), longest));
             }
             Some(_) => {
                 clock.wait_us(wait);

@@ -8,9 +8,9 @@
 use crate::addr::RunAddr;
 use crate::arch::{RegisterLayout, Registers};
 use crate::field::{Endian, load};
+use crate::session::Clock;
 use crate::session::error::{Blocker, SessionError};
 use crate::session::unwind::Unwinder;
-use crate::session::Clock;
 use crate::target::{Mapping, Target, TargetError, ThreadId};
 use alloc::{string::String, vec, vec::Vec};
 
