@@ -265,7 +265,7 @@ impl<'d> Program<'d> {
                 if let Ok(Some(entries)) = ph.dynamic(endian, data) {
                     pie = entries
                         .iter()
-                        .any(|d| d.tag(endian) == elf::DT_FLAGS_1 && d.val(endian) & elf::DF_1_PIE.0 as u64 != 0);
+                        .any(|d| d.tag(endian) == elf::DT_FLAGS_1 && d.val(endian) & elf::DF_1_PIE.0 != 0);
                 }
             }
         }

@@ -144,7 +144,8 @@ pub(super) fn shared_with_program<'d>(
         }
         if patch == FUNCTION {
             if !replaced.iter().any(|r| Some(r.new) == ours.spot) {
-                messages.note(format!("`{name}` is not marked: the patch uses its own copy, the program keeps its own"));
+                messages
+                    .note(format!("`{name}` is not marked: the patch uses its own copy, the program keeps its own"));
             }
         } else {
             ours.check_data(cx, name, theirs)?;

@@ -224,17 +224,12 @@ impl<'d, H: FileHeader<Endian = Endianness>> Reader<'d, H> {
         if table.iter().filter(is_symtab).count() > 1 {
             return Err(self.broken("symbol table", "there are several"));
         }
-        let symtab =
-            table.symbols(self.endian, self.data, elf::SHT_SYMTAB).map_err(self.unreadable("symbol table"))?;
+        let symtab = table.symbols(self.endian, self.data, elf::SHT_SYMTAB).map_err(self.unreadable("symbol table"))?;
         let index = symtab.section().0 as u32;
         Ok((symtab, index))
     }
 
-    fn symbols(
-        &self,
-        symtab: &SymbolTable<'d, H>,
-        sections: &[InSection<'d>],
-    ) -> Result<Vec<InSymbol<'d>>, LinkError> {
+    fn symbols(&self, symtab: &SymbolTable<'d, H>, sections: &[InSection<'d>]) -> Result<Vec<InSymbol<'d>>, LinkError> {
         let endian = self.endian;
         let mut out = Vec::with_capacity(symtab.len());
         for (index, sym) in symtab.enumerate() {
@@ -260,10 +255,8 @@ impl<'d, H: FileHeader<Endian = Endianness>> Reader<'d, H> {
                 _ => {
                     let section = symtab.symbol_section(endian, sym, index);
                     let Some(section) = section.map_err(self.unreadable("symbol table"))? else {
-                        return Err(self.broken(
-                            "symbol table",
-                            format!("`{name}` has the special section index {:#x}", shndx.0),
-                        ));
+                        return Err(self
+                            .broken("symbol table", format!("`{name}` has the special section index {:#x}", shndx.0)));
                     };
                     let Some(s) = sections.get(section.0) else {
                         return Err(self.broken("symbol table", format!("`{name}` lies in no section")));
@@ -379,9 +372,10 @@ fn refuse_bitcode(object: &Object<'_>) -> Result<(), LinkError> {
     let slim = object.symbols.iter().any(|s| s.name == "__gnu_lto_slim");
     let marked = object.sections.iter().any(|s| s.name.starts_with(".gnu.lto_"));
     let empty = || {
-        object.sections.iter().all(|s| {
-            s.size == 0 || !s.is(elf::SHF_ALLOC) || s.kind == elf::SHT_NOTE.0 || s.name.starts_with(".tfix.")
-        })
+        object
+            .sections
+            .iter()
+            .all(|s| s.size == 0 || !s.is(elf::SHF_ALLOC) || s.kind == elf::SHT_NOTE.0 || s.name.starts_with(".tfix."))
     };
     if slim || (marked && empty()) {
         return Err(LinkError::Lto { object: String::from(object.name) });

@@ -168,11 +168,8 @@ pub fn link(
     cx.check_binds()?;
 
     let layout = loop {
-        let counts = Counts {
-            slots: plan.slots.len() as u64,
-            veneers: plan.veneers.len() as u64,
-            landings: sites.len() as u64,
-        };
+        let counts =
+            Counts { slots: plan.slots.len() as u64, veneers: plan.veneers.len() as u64, landings: sites.len() as u64 };
         let layout = Layout::new(&cx, &globals, &bound, &eh_frames, counts)?;
         let far = Values { cx: &cx, layout: &layout }.out_of_reach(&plan);
         // Every round gives a veneer to branches that had none, so this ends.
@@ -188,6 +185,7 @@ pub fn link(
     let (residue, residue_counts) = values.apply(&plan, &resolver, &mut symbols, &mut contents)?;
     values.veneers(&plan, &mut contents)?;
     arrays_of_program(&cx, &mut messages);
+    hidden_addresses(&cx, &sites, &mut messages);
 
     let spans = layout.spans.iter().zip(contents);
     let package = Package {
@@ -283,7 +281,8 @@ fn eh_frames(
             matches!(at, Some(input::At::Section { index, .. })
                 if fates.get(index as usize).is_some_and(|f| !f.laid_out()))
         };
-        for (i, (section, _)) in object.sections.iter().zip(fates).enumerate().filter(|(_, (_, f))| **f == Fate::EhFrame)
+        for (i, (section, _)) in
+            object.sections.iter().zip(fates).enumerate().filter(|(_, (_, f))| **f == Fate::EhFrame)
         {
             let mut none = Vec::new();
             let relocs = relocs.get_mut(&(i as u32)).unwrap_or(&mut none);
@@ -373,6 +372,25 @@ fn arrays_of_program(cx: &Inputs<'_, '_>, messages: &mut Messages) {
                     section.name, object.name
                 ));
             }
+        }
+    }
+}
+
+/// The assembler settles references to a static function of the same section, so their direction can't be changed.
+fn hidden_addresses(cx: &Inputs<'_, '_>, sites: &[Replacement], messages: &mut Messages) {
+    for r in sites {
+        let Some(object) = cx.objects.get(r.new.object as usize) else { continue };
+        let here = |s: &&input::InSymbol<'_>| {
+            s.kind == input::Kind::Function
+                && matches!(s.at, input::At::Section { index, value }
+                    if index == r.new.section && (value != r.new.value || !s.is_local()))
+        };
+        let local = !object.symbols.iter().filter(|s| !s.is_local()).any(|s| here(&s) && s.name == r.new_name);
+        if local && object.symbols.iter().any(|s| here(&s)) {
+            messages.note(format!(
+                "`{}` is static: if its address is compared anywhere in {}, compile with -ffunction-sections",
+                r.new_name, object.name
+            ));
         }
     }
 }

@@ -17,8 +17,7 @@ pub(super) enum Level {
 }
 
 impl Level {
-    pub(super) const ALL: [Level; 4] =
-        [Level::Exact, Level::Demangled, Level::WithoutParameters, Level::LastComponent];
+    pub(super) const ALL: [Level; 4] = [Level::Exact, Level::Demangled, Level::WithoutParameters, Level::LastComponent];
 
     /// Does `symbol` answer to `wanted`?
     pub(super) fn matches(self, symbol: &str, wanted: &str, demangle: Option<Demangle<'_>>) -> bool {
@@ -213,6 +212,11 @@ pub(super) fn program_function<'p, 'd>(
 fn clone_of(program: &Program<'_>, name: &str) -> Option<String> {
     let is_clone = |s: &&Symbol<'_>| s.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
     program.functions().find(is_clone).map(|s| String::from(s.name))
+}
+
+/// Is this one a static symbol of one source file?
+pub(super) fn is_static(s: &Symbol<'_>) -> bool {
+    tier(s) == Tier::Local
 }
 
 /// What an undefined symbol of the patch means in the program: a global, else the only local of that name.

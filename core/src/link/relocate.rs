@@ -61,7 +61,9 @@ impl Values<'_, '_, '_> {
 
     fn target(&self, target: Target) -> Where {
         match target {
-            Target::Spot(_) | Target::Common(_) => self.layout.offset_of(target).map_or(Where::Later, |o| self.image(o)),
+            Target::Spot(_) | Target::Common(_) => {
+                self.layout.offset_of(target).map_or(Where::Later, |o| self.image(o))
+            }
             Target::GotBase => self.got(),
             Target::Absolute(v) => Where::Fixed(v),
             Target::Program(a) if self.cx.program.fixed => Where::Fixed(a.0),
@@ -157,11 +159,9 @@ impl Values<'_, '_, '_> {
         match e {
             FieldError::Overflow { value, min, max } => LinkError::Overflow { name, symbol, place, value, min, max },
             FieldError::Misaligned { value, align } => LinkError::Misaligned { name, symbol, place, value, align },
-            FieldError::OutOfSection => LinkError::BadRelocation {
-                name: String::from(name),
-                place,
-                what: "its field lies outside the section",
-            },
+            FieldError::OutOfSection => {
+                LinkError::BadRelocation { name: String::from(name), place, what: "its field lies outside the section" }
+            }
         }
     }
 
