@@ -19,14 +19,18 @@ pub mod addr;
 pub mod arch;
 pub mod error;
 pub mod field;
+pub mod model;
+pub mod package;
 pub mod relocate;
 pub mod target;
 
 #[cfg(feature = "alloc")]
 pub mod decode;
 #[cfg(feature = "alloc")]
+pub mod judge;
+#[cfg(feature = "alloc")]
 pub mod link;
 #[cfg(feature = "alloc")]
-pub mod model;
-#[cfg(feature = "alloc")]
 pub mod program;
+#[cfg(feature = "alloc")]
+pub mod session;

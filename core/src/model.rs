@@ -1,11 +1,15 @@
 //! The values that the stages hand to one another: what `gen` makes, a package stores and `fix` takes.
+//!
+//! Without `alloc` only the plain values exist; [`crate::package::PackageReader`] hands out borrowed views of the rest.
 
 use crate::addr::LinkAddr;
-use crate::arch::ElfIdent;
-use crate::target::Perm;
+#[cfg(feature = "alloc")]
+use crate::{arch::ElfIdent, target::Perm};
+#[cfg(feature = "alloc")]
 use alloc::{string::String, vec::Vec};
 
 /// How a program is recognised.
+#[cfg(feature = "alloc")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
     /// Contents of its NT_GNU_BUILD_ID note.
@@ -14,6 +18,7 @@ pub enum Identity {
     Sha256([u8; 32]),
 }
 
+#[cfg(feature = "alloc")]
 impl core::fmt::Display for Identity {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let (kind, bytes): (_, &[u8]) = match self {
@@ -26,6 +31,7 @@ impl core::fmt::Display for Identity {
 }
 
 /// The program as the package remembers it.
+#[cfg(feature = "alloc")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramRef {
     /// File name without its directory, for messages only.
@@ -37,6 +43,7 @@ pub struct ProgramRef {
 }
 
 /// A run of the image with one set of rights. Offsets are relative to the image's start.
+#[cfg(feature = "alloc")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Rights; never writable and executable.
@@ -66,6 +73,7 @@ pub enum Referent {
 }
 
 /// A symbol of the package.
+#[cfg(feature = "alloc")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackageSymbol {
     /// Name as in the symbol tables.
@@ -95,6 +103,7 @@ pub struct Residue {
 }
 
 /// The entry of one replaced function.
+#[cfg(feature = "alloc")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Name of the function in the program.
@@ -118,6 +127,7 @@ pub struct Site {
 }
 
 /// A package in memory.
+#[cfg(feature = "alloc")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Package {
     /// Class, byte order, machine and flags of the target.
@@ -150,6 +160,7 @@ pub struct Package {
     pub warnings: Vec<String>,
 }
 
+#[cfg(feature = "alloc")]
 impl Package {
     /// Size of the image in memory, bytes, rounded up to pages.
     #[must_use]

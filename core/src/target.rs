@@ -1,7 +1,5 @@
 //! What a transport provides. Reading and writing memory is required; all else is a capability.
 
-use crate::addr::RunAddr;
-
 /// A thread of the target (the kernel's tid, or the stub's thread id).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ThreadId(pub u64);
@@ -12,12 +10,40 @@ impl core::fmt::Display for ThreadId {
     }
 }
 
+/// Access rights of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Perm {
+    /// Readable.
+    pub read: bool,
+    /// Writable.
+    pub write: bool,
+    /// Executable.
+    pub exec: bool,
+}
+
+impl Perm {
+    /// r--
+    pub const R: Perm = Perm { read: true, write: false, exec: false };
+    /// rw-
+    pub const RW: Perm = Perm { read: true, write: true, exec: false };
+    /// r-x
+    pub const RX: Perm = Perm { read: true, write: false, exec: true };
+}
+
+impl core::fmt::Display for Perm {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let c = |on, ch| if on { ch } else { '-' };
+        write!(f, "{}{}{}", c(self.read, 'r'), c(self.write, 'w'), c(self.exec, 'x'))
+    }
+}
+
 #[cfg(feature = "alloc")]
 pub use with_alloc::*;
 
 #[cfg(feature = "alloc")]
 mod with_alloc {
-    use super::{RunAddr, ThreadId};
+    use super::{Perm, ThreadId};
+    use crate::addr::RunAddr;
     use crate::arch::Registers;
     use crate::error::{Class, Explain};
     use alloc::{string::String, vec::Vec};
@@ -142,33 +168,6 @@ mod with_alloc {
         }
     }
 
-    /// Access rights of a mapping.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Perm {
-        /// Readable.
-        pub read: bool,
-        /// Writable.
-        pub write: bool,
-        /// Executable.
-        pub exec: bool,
-    }
-
-    impl Perm {
-        /// r--
-        pub const R: Perm = Perm { read: true, write: false, exec: false };
-        /// rw-
-        pub const RW: Perm = Perm { read: true, write: true, exec: false };
-        /// r-x
-        pub const RX: Perm = Perm { read: true, write: false, exec: true };
-    }
-
-    impl core::fmt::Display for Perm {
-        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-            let c = |on, ch| if on { ch } else { '-' };
-            write!(f, "{}{}{}", c(self.read, 'r'), c(self.write, 'w'), c(self.exec, 'x'))
-        }
-    }
-
     /// One mapping of the target's address space.
     #[derive(Clone, Debug)]
     pub struct Mapping {
@@ -243,8 +242,8 @@ mod with_alloc {
 
     /// Threads of a target.
     ///
-    /// Order of use: `attach` (the target runs on), `stop_all`, look and write, `resume_all` (attached, running), any
-    /// number of times; dropping the transport detaches.
+    /// Order of use: `attach` (the target runs on), `stop_all`, look and write, `resume_all`; any number of times.
+    /// Between `resume_all` and the next `attach` the target is on its own: nothing that happens to it waits for us.
     pub trait Threads {
         /// Attaches to every thread without stopping any.
         ///
@@ -262,7 +261,7 @@ mod with_alloc {
         /// # Errors
         /// [`TargetError`]
         fn registers(&mut self, thread: ThreadId) -> Result<Registers, TargetError>;
-        /// Lets all stopped threads go on.
+        /// Lets all threads go on and detaches from them.
         ///
         /// # Errors
         /// [`TargetError`]

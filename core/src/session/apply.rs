@@ -1,0 +1,417 @@
+//! `fix`: the seven steps, each undone when a later one fails.
+
+use crate::addr::RunAddr;
+use crate::arch::{Arch, Via};
+use crate::model::{Package, Referent};
+use crate::relocate::{SettleError, settle};
+use crate::session::error::{Blocker, SessionError};
+use crate::session::plan::{Options, Plan, PlannedSite, Value, encode_site, plan};
+use crate::session::record::{Record, RecordSite, State};
+use crate::session::region::{self, Piece};
+use crate::session::space::{StartRange, candidates};
+use crate::session::{Clock, attach, flush, hex, resume_all, stop_all};
+use crate::target::{Perm, Target, TargetError};
+use alloc::{boxed::Box, string::String, vec, vec::Vec};
+
+/// First wait between attempts, and the longest, microseconds.
+const WAIT_US: (u64, u64) = (500, 20_000);
+
+/// A patch that was applied.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// Its record, as it lies in the target.
+    pub record: Record,
+    /// How long all threads were stopped in the attempt that wrote the sites, microseconds.
+    pub pause_us: u64,
+    /// How many times the threads were stopped.
+    pub attempts: u32,
+}
+
+/// Applies `package`.
+///
+/// # Errors
+/// [`SessionError`]; its class says whether sites had been touched (then they were put back).
+pub fn apply(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    package: &Package,
+    options: &Options,
+    clock: &mut dyn Clock,
+) -> Result<Applied, SessionError> {
+    let plan = plan(target, arch, package, options)?;
+    interrupted(target)?;
+    let mut prepared = prepare(target, arch, package, &plan, clock)?;
+    match commit(target, arch, package, &plan, options, clock, &mut prepared) {
+        Ok((pause_us, attempts)) => Ok(Applied { record: prepared, pause_us, attempts }),
+        // The sites are in an unknown state: the record is what can still mend them.
+        Err(e @ SessionError::Stuck { .. }) => Err(e),
+        Err(e) => match discard(target, arch, &prepared) {
+            Ok(()) => Err(e),
+            Err(undo) if matches!(e, SessionError::Target(TargetError::Gone { .. })) => {
+                let _ = undo;
+                Err(e)
+            }
+            Err(undo) => Err(SessionError::RolledBack {
+                cause: Box::new(SessionError::Target(TargetError::System {
+                    what: alloc::format!("{e}; the unused image at {} could not be unmapped", prepared.at),
+                    why: alloc::format!("{undo}"),
+                })),
+            }),
+        },
+    }
+}
+
+fn interrupted(target: &dyn Target) -> Result<(), SessionError> {
+    if target.interrupted() { Err(TargetError::Interrupted.into()) } else { Ok(()) }
+}
+
+/// Unmaps a region that no site refers to.
+pub(super) fn discard(target: &mut dyn Target, arch: &dyn Arch, record: &Record) -> Result<(), SessionError> {
+    region::hold(target)?;
+    let mut result = region::unmap(target, arch, record.at, record.region_size);
+    if record.islands.1 != 0 {
+        result = result.and(region::unmap(target, arch, record.islands.0, record.islands.1));
+    }
+    let released = region::release(target);
+    result?;
+    Ok(released?)
+}
+
+/// Steps 3 and 4: allocates, writes the image, settles the residue, writes the record. Nothing refers to it yet.
+fn prepare(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    package: &Package,
+    plan: &Plan,
+    clock: &mut dyn Clock,
+) -> Result<Record, SessionError> {
+    region::hold(target)?;
+    let mapped = map_all(target, arch, package, plan);
+    let built = match mapped {
+        Ok(ref m) => build(target, arch, package, plan, m, clock),
+        Err(e) => {
+            region::release(target)?;
+            return Err(e);
+        }
+    };
+    let built = match (built, mapped) {
+        (Err(e), Ok(m)) => {
+            let undone = region::unmap(target, arch, m.region, plan.record_size + plan.image_size).and_then(|()| {
+                if m.islands.1 == 0 { Ok(()) } else { region::unmap(target, arch, m.islands.0, m.islands.1) }
+            });
+            if let Err(u) = undone {
+                return Err(SessionError::RolledBack { cause: Box::new(u.into()) });
+            }
+            Err(e)
+        }
+        (b, _) => b,
+    };
+    region::release(target)?;
+    built
+}
+
+struct Mapped {
+    region: RunAddr,
+    islands: (RunAddr, u64),
+}
+
+fn map_all(target: &mut dyn Target, arch: &dyn Arch, package: &Package, plan: &Plan) -> Result<Mapped, SessionError> {
+    let mut pieces = vec![Piece { offset: 0, size: plan.record_size, perm: Perm::R }];
+    for s in &package.spans {
+        let size = s.size.next_multiple_of(package.page_size.max(1));
+        if size > 0 {
+            pieces.push(Piece { offset: plan.record_size + s.offset, size, perm: s.perm });
+        }
+    }
+    let region = region::map(target, arch, &plan.name, &plan.places, &pieces)?;
+    let near: Vec<&PlannedSite> = plan.sites.iter().filter(|s| s.form.via == Via::NearIsland).collect();
+    if near.is_empty() {
+        return Ok(Mapped { region, islands: (RunAddr(0), 0) });
+    }
+    match map_islands(target, arch, package, plan, &near) {
+        Ok(islands) => Ok(Mapped { region, islands }),
+        Err(e) => {
+            region::unmap(target, arch, region, plan.record_size + plan.image_size)?;
+            Err(e)
+        }
+    }
+}
+
+/// Bytes between islands of two sites.
+const ISLAND_STRIDE: u64 = 32;
+
+fn map_islands(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    package: &Package,
+    plan: &Plan,
+    sites: &[&PlannedSite],
+) -> Result<(RunAddr, u64), SessionError> {
+    let page = package.page_size.max(1);
+    let size = (ISLAND_STRIDE * sites.len() as u64).next_multiple_of(page);
+    let end = arch.user_space_end();
+    let mut range = StartRange::user_space(end);
+    for (i, s) in sites.iter().enumerate() {
+        let Some((min, max)) = s.form.reach else { continue };
+        let from = i128::from(s.at.0) - i128::from(ISLAND_STRIDE * i as u64);
+        range = range.and(StartRange { low: from + i128::from(min), high: from + i128::from(max) });
+    }
+    let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
+    let near = sites.first().map_or(RunAddr(0), |s| s.at);
+    let places = if range.is_empty() { Vec::new() } else { candidates(&maps, range, size, page, end, near) };
+    let at = region::map(target, arch, &plan.name, &places, &[Piece { offset: 0, size, perm: Perm::RX }])?;
+    Ok((at, size))
+}
+
+fn build(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    package: &Package,
+    plan: &Plan,
+    mapped: &Mapped,
+    clock: &mut dyn Clock,
+) -> Result<Record, SessionError> {
+    let image = mapped.region.offset(plan.record_size);
+    let mut spans: Vec<(u64, Vec<u8>)> = package.spans.iter().map(|s| (s.offset, s.data.clone())).collect();
+
+    // Landings, and the sites' bytes.
+    let mut islands = Vec::new();
+    let mut sites = Vec::new();
+    for s in &plan.sites {
+        let island =
+            (s.form.via == Via::NearIsland).then(|| mapped.islands.0.offset(ISLAND_STRIDE * islands.len() as u64));
+        let e = encode_site(arch, s, image, island)?;
+        match s.form.via {
+            Via::Direct => {}
+            Via::ImageLanding => put(&mut spans, s.landing, e.landing.bytes())?,
+            Via::NearIsland => islands.push((e.landing_at, e.landing)),
+        }
+        sites.push(RecordSite {
+            function: s.function.clone(),
+            form: String::from(s.form.name),
+            entry: s.entry,
+            at: s.at,
+            size: s.size,
+            new: image.offset(s.new_offset),
+            old_bytes: s.old_bytes.clone(),
+            new_bytes: e.jump.bytes().to_vec(),
+        });
+    }
+
+    // Residue that needs no resolver comes first: resolvers run once the image is there.
+    let mut values = plan.values.clone();
+    let resolvers = values.iter().any(|v| matches!(v, Value::Resolver(_)));
+    if resolvers {
+        write_spans(target, &spans, image)?;
+        let trap = image.offset(package.trap);
+        let used: Vec<u32> = package.residue.iter().map(|r| r.symbol).collect();
+        for (i, v) in values.iter_mut().enumerate() {
+            if let Value::Resolver(at) = *v
+                && used.contains(&(i as u32))
+            {
+                let calls = target.calls().ok_or(TargetError::Unsupported { what: "call functions in the target" })?;
+                *v = Value::Address(RunAddr(calls.call(at, &[], trap)?));
+            }
+        }
+    }
+    settle_all(arch, package, &values, image, &mut spans)?;
+    write_spans(target, &spans, image)?;
+    for (at, code) in &islands {
+        target.write(*at, code.bytes())?;
+        flush(target, *at, code.bytes().len() as u64)?;
+        verify(target, *at, code.bytes(), "island")?;
+    }
+    for (s, (offset, data)) in package.spans.iter().zip(&spans) {
+        if s.perm.exec {
+            flush(target, image.offset(*offset), data.len() as u64)?;
+        }
+        verify(target, image.offset(*offset), data, "image")?;
+    }
+
+    let record = Record {
+        at: mapped.region,
+        state: State::Preparing,
+        sequence: plan.sequence,
+        region_size: plan.record_size + plan.image_size,
+        image,
+        image_size: plan.image_size,
+        islands: mapped.islands,
+        eh_frame: package.eh_frame.map_or((RunAddr(0), 0), |(o, n)| (image.offset(o), n)),
+        applied_at: clock.unix_seconds(),
+        name: package.name.clone(),
+        version: package.version.clone(),
+        description: package.description.clone(),
+        program: package.program.file.clone(),
+        sites,
+    };
+    let bytes = record.encode();
+    target.write(record.at, &bytes)?;
+    verify(target, record.at, &bytes, "record")?;
+    Ok(record)
+}
+
+fn put(spans: &mut [(u64, Vec<u8>)], at: u64, bytes: &[u8]) -> Result<(), SessionError> {
+    let cell = span_at(spans, at).and_then(|(s, o)| s.get_mut(o..o + bytes.len()));
+    match cell {
+        Some(c) => {
+            c.copy_from_slice(bytes);
+            Ok(())
+        }
+        None => Err(SessionError::BadRecord { at: RunAddr(at), why: "the package has no room for a landing there" }),
+    }
+}
+
+fn span_at(spans: &mut [(u64, Vec<u8>)], at: u64) -> Option<(&mut Vec<u8>, usize)> {
+    spans.iter_mut().find(|(o, d)| at >= *o && at - *o < d.len() as u64).map(|(o, d)| (d, (at - *o) as usize))
+}
+
+fn settle_all(
+    arch: &dyn Arch,
+    package: &Package,
+    values: &[Value],
+    image: RunAddr,
+    spans: &mut [(u64, Vec<u8>)],
+) -> Result<(), SessionError> {
+    for r in &package.residue {
+        let unknown = SessionError::UnknownResidue { r_type: r.r_type, offset: r.offset };
+        let Some(howto) = arch.howto(r.r_type) else { return Err(unknown) };
+        let symbol = package.symbols.get(r.symbol as usize);
+        let s = match (values.get(r.symbol as usize), symbol.map(|s| &s.referent)) {
+            (Some(Value::Image(o)), _) => image.offset(*o).0,
+            (Some(Value::Address(a)), _) => a.0,
+            (Some(Value::Resolver(_)) | None, Some(Referent::Image(_)) | Some(_) | None) => return Err(unknown),
+        };
+        let Some((data, offset)) = span_at(spans, r.offset) else { return Err(unknown) };
+        settle(arch, howto, data, offset as u64, s, r.addend, image.offset(r.offset).0).map_err(|e| match e {
+            SettleError::Field(why) => SessionError::Relocation {
+                name: howto.name,
+                symbol: symbol.map_or(String::new(), |s| s.name.clone()),
+                offset: r.offset,
+                why,
+            },
+            SettleError::Expression(_) => SessionError::UnknownResidue { r_type: r.r_type, offset: r.offset },
+        })?;
+    }
+    Ok(())
+}
+
+fn write_spans(target: &mut dyn Target, spans: &[(u64, Vec<u8>)], image: RunAddr) -> Result<(), SessionError> {
+    for (offset, data) in spans.iter().filter(|s| !s.1.is_empty()) {
+        target.write(image.offset(*offset), data)?;
+    }
+    Ok(())
+}
+
+fn verify(target: &mut dyn Target, at: RunAddr, bytes: &[u8], what: &str) -> Result<(), SessionError> {
+    let mut back = vec![0u8; bytes.len()];
+    target.read(at, &mut back)?;
+    if back == bytes { Ok(()) } else { Err(SessionError::ReadBack { what: String::from(what), at }) }
+}
+
+/// Step 5: stop, check, write, resume; again until the timeout while threads are in the way.
+fn commit(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    package: &Package,
+    plan: &Plan,
+    options: &Options,
+    clock: &mut dyn Clock,
+    record: &mut Record,
+) -> Result<(u64, u32), SessionError> {
+    let _ = package;
+    let mut checker = plan.inspected.checker(target, arch, &plan.protected);
+    let begin = clock.now_us();
+    let mut wait = WAIT_US.0;
+    let mut attempts = 0;
+    loop {
+        interrupted(target)?;
+        attempts += 1;
+        attach(target)?;
+        let stopped_at = clock.now_us();
+        let threads = stop_all(target)?;
+        let outcome = match checker.check(target, &threads) {
+            Ok(blockers) if blockers.is_empty() => write_sites(target, record).map(|()| Vec::new()),
+            other => other,
+        };
+        let resumed = resume_all(target);
+        let pause_us = clock.now_us().saturating_sub(stopped_at);
+        let blockers: Vec<Blocker> = match outcome {
+            Ok(b) => b,
+            // A stack that can't be judged now may be judged at the next attempt.
+            Err(e @ SessionError::StackUnknown { .. }) => {
+                resumed?;
+                if elapsed_ms(clock, begin) >= options.timeout_ms {
+                    return Err(e);
+                }
+                clock.wait_us(wait);
+                wait = (wait * 2).min(WAIT_US.1);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        resumed?;
+        if blockers.is_empty() {
+            return Ok((pause_us, attempts));
+        }
+        if elapsed_ms(clock, begin) >= options.timeout_ms {
+            return Err(SessionError::Busy { blockers, attempts, millis: options.timeout_ms });
+        }
+        clock.wait_us(wait);
+        wait = (wait * 2).min(WAIT_US.1);
+    }
+}
+
+fn elapsed_ms(clock: &mut dyn Clock, begin: u64) -> u64 {
+    clock.now_us().saturating_sub(begin) / 1000
+}
+
+/// All threads are stopped and none is in the way. The journal (old and new bytes of every site) is in the record.
+fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionError> {
+    for s in &record.sites {
+        let mut now = vec![0u8; s.old_bytes.len()];
+        target.read(s.at, &mut now)?;
+        if now != s.old_bytes {
+            return Err(SessionError::UnexpectedBytes {
+                function: s.function.clone(),
+                at: s.at,
+                expected: hex(&s.old_bytes),
+                found: hex(&now),
+            });
+        }
+    }
+    record.set_state(target, State::Applying)?;
+    let sites = record.sites.clone();
+    let mut result = Ok(());
+    for s in &sites {
+        result = write_site(target, s.at, &s.new_bytes, &s.function);
+        if result.is_err() {
+            break;
+        }
+    }
+    let result = result.and_then(|()| Ok(record.set_state(target, State::Applied)?));
+    let Err(cause) = result else { return Ok(()) };
+    // Put everything back, also the site whose write failed: it may have been written in part.
+    match restore_sites(target, &sites).and_then(|()| Ok(record.set_state(target, State::Preparing)?)) {
+        Ok(()) => Err(SessionError::RolledBack { cause: Box::new(cause) }),
+        Err(undo) => Err(SessionError::Stuck { cause: Box::new(cause), undo: Box::new(undo) }),
+    }
+}
+
+fn write_site(target: &mut dyn Target, at: RunAddr, bytes: &[u8], function: &str) -> Result<(), SessionError> {
+    target.write(at, bytes)?;
+    flush(target, at, bytes.len() as u64)?;
+    verify(target, at, bytes, function)
+}
+
+/// Writes the old bytes of all sites, last first.
+pub(super) fn restore_sites(target: &mut dyn Target, sites: &[RecordSite]) -> Result<(), SessionError> {
+    let mut result = Ok(());
+    for s in sites.iter().rev() {
+        // One that fails must not keep the others from being restored.
+        let r = write_site(target, s.at, &s.old_bytes, &s.function);
+        if result.is_ok() {
+            result = r;
+        }
+    }
+    result
+}

@@ -1,0 +1,109 @@
+//! Apply, list and revert on a live target. One code for every transport ([`crate::target::Target`]) and every
+//! architecture ([`crate::arch::Arch`]).
+
+pub mod apply;
+pub mod error;
+pub mod imports;
+pub mod list;
+pub mod modules;
+pub mod plan;
+pub mod record;
+mod region;
+pub mod revert;
+pub mod space;
+pub mod stack;
+pub mod unwind;
+
+pub use apply::{Applied, apply};
+pub use error::{Blocker, SessionError};
+pub use list::{Listed, list};
+pub use plan::{Options, Plan, Policy, plan};
+pub use revert::{Reverted, revert};
+
+use crate::arch::Arch;
+use crate::session::modules::Module;
+use crate::session::record::{Record, State};
+use crate::session::stack::{Checker, Protected};
+use crate::session::unwind::Unwinder;
+use crate::target::{Mapping, Target, TargetError, ThreadId};
+use alloc::vec::Vec;
+
+/// Time, as the session needs it.
+pub trait Clock {
+    /// Microseconds since some fixed moment; never goes back.
+    fn now_us(&mut self) -> u64;
+    /// Waits about this many microseconds.
+    fn wait_us(&mut self, us: u64);
+    /// Seconds since 1970, or 0.
+    fn unix_seconds(&mut self) -> u64;
+}
+
+/// What inspection of a target found.
+pub struct Inspected {
+    /// Address space.
+    pub mappings: Vec<Mapping>,
+    /// Loaded ELF objects.
+    pub modules: Vec<Module>,
+    /// Patches, in order of application.
+    pub records: Vec<Record>,
+}
+
+/// Reads what is loaded and what is applied. Stops nobody.
+///
+/// # Errors
+/// Target errors; [`SessionError::BadRecord`].
+pub fn inspect(target: &mut dyn Target) -> Result<Inspected, SessionError> {
+    let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?;
+    let mappings = maps.mappings()?;
+    let modules = modules::modules(target, &mappings)?;
+    let records = record::records(target, &mappings).into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(Inspected { mappings, modules, records })
+}
+
+impl Inspected {
+    /// A checker for `protected`, which knows the code of all applied patches.
+    fn checker<'c>(&self, target: &mut dyn Target, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
+        let mut unwinder = Unwinder::new(&self.modules, arch.registers(), arch.data_endian());
+        for r in &self.records {
+            unwinder.add_patch(r.image_range(), r.eh_frame);
+        }
+        unwinder.prepare(target);
+        Checker {
+            protected,
+            layout: arch.registers(),
+            endian: arch.data_endian(),
+            mappings: self.mappings.clone(),
+            unwinder,
+        }
+    }
+}
+
+/// Makes written code visible to instruction fetch where the transport has to do it.
+fn flush(target: &mut dyn Target, start: crate::addr::RunAddr, len: u64) -> Result<(), TargetError> {
+    match target.cache() {
+        Some(c) => c.flush(start, len),
+        None => Ok(()),
+    }
+}
+
+fn stop_all(target: &mut dyn Target) -> Result<Vec<ThreadId>, TargetError> {
+    target.threads().ok_or(TargetError::Unsupported { what: "stop threads" })?.stop_all()
+}
+
+fn resume_all(target: &mut dyn Target) -> Result<(), TargetError> {
+    target.threads().ok_or(TargetError::Unsupported { what: "resume threads" })?.resume_all()
+}
+
+fn attach(target: &mut dyn Target) -> Result<(), TargetError> {
+    target.threads().ok_or(TargetError::Unsupported { what: "attach to threads" })?.attach()
+}
+
+/// Bytes as hex, for messages.
+fn hex(bytes: &[u8]) -> alloc::string::String {
+    bytes.iter().map(|b| alloc::format!("{b:02x}")).collect()
+}
+
+/// Does `record` still change code?
+fn is_active(record: &Record) -> bool {
+    record.state != State::Parked
+}

@@ -1,0 +1,550 @@
+//! The plan: all that `fix` is going to do, as a value, before a byte is written.
+
+use crate::addr::{LinkAddr, RunAddr};
+use crate::arch::{Arch, CacheNeed, Code, Expr, JumpForm, Via};
+use crate::field::Overflow;
+use crate::model::{Package, Referent, Site};
+use crate::session::error::SessionError;
+use crate::session::imports::{Binding, Scope};
+use crate::session::modules::{Module, find_program};
+use crate::session::record::{Record, SITE_BYTES, State};
+use crate::session::space::{StartRange, candidates};
+use crate::session::stack::Protected;
+use crate::session::{Inspected, hex, inspect, is_active};
+use crate::target::Target;
+use alloc::{format, string::String, vec, vec::Vec};
+
+/// What no thread may be inside when the sites are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// The whole old function: afterwards nobody runs old code.
+    #[default]
+    Function,
+    /// Only the bytes that are overwritten: who is further inside finishes the old function.
+    Window,
+}
+
+/// How to apply.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// See [`Policy`].
+    pub policy: Policy,
+    /// Jump form by name, or `None`: the cheapest that fits.
+    pub form: Option<String>,
+    /// How long to retry while threads are in the way, milliseconds.
+    pub timeout_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { policy: Policy::default(), form: None, timeout_ms: 10_000 }
+    }
+}
+
+/// What is planned for one site.
+#[derive(Clone, Debug)]
+pub struct PlannedSite {
+    /// Name of the replaced function.
+    pub function: String,
+    /// Entry of the old function.
+    pub entry: RunAddr,
+    /// Size of its first part, bytes.
+    pub size: u64,
+    /// Where the trampoline goes.
+    pub at: RunAddr,
+    /// The form.
+    pub form: &'static JumpForm,
+    /// Bytes that are there now.
+    pub old_bytes: Vec<u8>,
+    /// Offset of the new function in the image.
+    pub new_offset: u64,
+    /// Offset of the room for a landing in the image.
+    pub landing: u64,
+}
+
+/// Value of a package symbol in this target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// An offset in the image.
+    Image(u64),
+    /// An address.
+    Address(RunAddr),
+    /// The result of a resolver function at this address, called in the target.
+    Resolver(RunAddr),
+}
+
+/// A planned application.
+pub struct Plan {
+    /// The target, for messages.
+    pub target: String,
+    /// Patch name.
+    pub name: String,
+    /// Module that is patched.
+    pub module: String,
+    /// Bias of the module.
+    pub bias: u64,
+    /// What inspection found.
+    pub inspected: Inspected,
+    /// Sites.
+    pub sites: Vec<PlannedSite>,
+    /// Values of the package's symbols, by index.
+    pub values: Vec<Value>,
+    /// Imports: name and module that defines it (`None`: weak and absent).
+    pub imports: Vec<(String, Option<String>)>,
+    /// Size of the record, bytes, in whole pages.
+    pub record_size: u64,
+    /// Size of the image, bytes.
+    pub image_size: u64,
+    /// Allowed starts of the image.
+    pub range: StartRange,
+    /// Where the region (record, then image) may go, best first.
+    pub places: Vec<RunAddr>,
+    /// Ranges that no thread may be inside.
+    pub protected: Vec<Protected>,
+    /// Sequence number of the new record.
+    pub sequence: u64,
+    /// What is done for the instruction caches.
+    pub cache: CacheNeed,
+}
+
+impl core::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(self, f)
+    }
+}
+
+impl core::fmt::Display for Plan {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        writeln!(f, "plan: apply `{}` to {}", self.name, self.target)?;
+        writeln!(f, "  module {} (bias {:#x})", self.module, self.bias)?;
+        for (name, module) in &self.imports {
+            match module {
+                Some(m) => writeln!(f, "  bind {name} from {m}")?,
+                None => writeln!(f, "  bind {name} to nothing (weak)")?,
+            }
+        }
+        let resolvers = self.values.iter().filter(|v| matches!(v, Value::Resolver(_))).count();
+        if resolvers > 0 {
+            writeln!(f, "  call {resolvers} IFUNC resolver(s) in the target")?;
+        }
+        if let Some(p) = self.places.first() {
+            writeln!(
+                f,
+                "  map {} bytes near {p}: record {}, image {}",
+                self.record_size + self.image_size,
+                self.record_size,
+                self.image_size
+            )?;
+        }
+        for p in &self.protected {
+            writeln!(f, "  wait until no thread is inside {} ({}..{})", p.name, p.start, p.end)?;
+        }
+        for s in &self.sites {
+            writeln!(
+                f,
+                "  write {} bytes at {} (`{}`, {}) over {}",
+                s.form.len,
+                s.at,
+                s.function,
+                s.form.name,
+                hex(&s.old_bytes)
+            )?;
+        }
+        let cache = match self.cache {
+            CacheNeed::Coherent => "none needed, fetch sees stores",
+            CacheNeed::Syscall => "by a system call in the target",
+            CacheNeed::LineOps => "by line operations",
+        };
+        write!(f, "  flush instruction caches: {cache}")
+    }
+}
+
+/// Looks at the target and decides everything that can be decided before memory is allocated. Stops nobody, writes nothing.
+///
+/// # Errors
+/// [`SessionError`]
+pub fn plan(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    package: &Package,
+    options: &Options,
+) -> Result<Plan, SessionError> {
+    if let Err(why) = arch.accepts(&package.ident) {
+        return Err(SessionError::OtherArchitecture {
+            package: format!("another machine (it {why})"),
+            target: arch.name().into(),
+        });
+    }
+    let forms = chosen_forms(arch, options)?;
+    let inspected = inspect(target)?;
+    check_records(target, &inspected.records, &package.name)?;
+    let module = find_program(target, &inspected.modules, &package.program)?.clone();
+
+    let mut sites = Vec::new();
+    for s in &package.sites {
+        sites.push(plan_site(target, arch, &module, &inspected.records, s, &forms, options)?);
+    }
+    let (values, imports) = bind(target, &inspected.modules, &module, package)?;
+
+    let page = package.page_size.max(1);
+    let record_size = record_bytes(package).next_multiple_of(page);
+    let image_size = package.image_size();
+    let near = sites.first().map_or(module.range.0, |s| s.at);
+    let end = arch.user_space_end();
+    let mut range = image_range(arch, package, &values, end)?;
+    // Forms that jump straight into the image want it near; islands need not.
+    let wanted =
+        sites.iter().filter(|s| s.form.via != Via::NearIsland).fold(range, |r, s| r.and(form_range(s, s.form)));
+    let mut places = places_for(&inspected, wanted, package, record_size, image_size, page, end, near);
+    if places.is_empty() || wanted.is_empty() {
+        // Out of reach of the short jumps: each site takes the next form that goes farther.
+        for s in &mut sites {
+            let window = usize::from(site_window(package, s));
+            let far = forms.iter().find(|f| {
+                usize::from(f.len) <= window
+                    && (f.via == Via::NearIsland || f.reach.is_none() && f.landing_reach.is_none())
+            });
+            if let Some(f) = far {
+                s.form = f;
+                s.old_bytes = read_bytes(target, s.at, f.len)?;
+            }
+        }
+        let wanted =
+            sites.iter().filter(|s| s.form.via != Via::NearIsland).fold(range, |r, s| r.and(form_range(s, s.form)));
+        if wanted.is_empty() {
+            return Err(SessionError::Unreachable {
+                what: sites.first().map_or(String::new(), |s| s.function.clone()),
+            });
+        }
+        range = wanted;
+        places = places_for(&inspected, wanted, package, record_size, image_size, page, end, near);
+        if places.is_empty() {
+            return Err(SessionError::NoSpace {
+                size: record_size + image_size,
+                low: RunAddr(clamp(wanted.low)),
+                high: RunAddr(clamp(wanted.high)),
+                target: target.describe(),
+            });
+        }
+    } else {
+        range = wanted;
+    }
+
+    let protected = protect(package, &module, &sites, options.policy);
+    let sequence = inspected.records.iter().map(|r| r.sequence).max().unwrap_or(0) + 1;
+    Ok(Plan {
+        target: target.describe(),
+        name: package.name.clone(),
+        module: module.name.clone(),
+        bias: module.bias.0,
+        sites,
+        values,
+        imports,
+        record_size,
+        image_size,
+        range,
+        places,
+        protected,
+        sequence,
+        cache: arch.cache_need(),
+        inspected,
+    })
+}
+
+fn clamp(v: i128) -> u64 {
+    v.clamp(0, i128::from(u64::MAX)) as u64
+}
+
+/// Upper bound of the record's size: the sites, and every string at its longest.
+fn record_bytes(package: &Package) -> u64 {
+    let strings: usize = package.sites.iter().map(|s| s.old.len() + 32).sum();
+    let texts = package.name.len() + package.version.len() + package.description.len() + package.program.file.len();
+    (256 + 128 * package.sites.len() + strings + texts) as u64
+}
+
+fn chosen_forms(arch: &dyn Arch, options: &Options) -> Result<Vec<&'static JumpForm>, SessionError> {
+    let all = arch.forms();
+    match &options.form {
+        None => Ok(all.iter().collect()),
+        Some(name) => match all.iter().find(|f| f.name == name) {
+            Some(f) => Ok(vec![f]),
+            None => Err(SessionError::UnknownForm {
+                name: name.clone(),
+                known: all.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),
+            }),
+        },
+    }
+}
+
+fn check_records(target: &dyn Target, records: &[Record], name: &str) -> Result<(), SessionError> {
+    for r in records {
+        match r.state {
+            State::Applied if r.name == name => {
+                return Err(SessionError::AlreadyApplied { name: r.name.clone(), target: target.describe() });
+            }
+            State::Applied | State::Parked => {}
+            s => {
+                return Err(SessionError::Interrupted {
+                    name: r.name.clone(),
+                    target: target.describe(),
+                    state: s.as_str(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_bytes(target: &mut dyn Target, at: RunAddr, len: u8) -> Result<Vec<u8>, SessionError> {
+    let mut b = vec![0u8; usize::from(len)];
+    target.read(at, &mut b)?;
+    Ok(b)
+}
+
+fn site_window(package: &Package, planned: &PlannedSite) -> u8 {
+    package.sites.iter().find(|s| s.old == planned.function).map_or(0, |s| s.window)
+}
+
+/// What should be at `at`: the program's bytes, with the trampolines of applied patches over them.
+pub(super) fn overlay(expected: &mut [u8], at: RunAddr, records: &[Record]) {
+    for site in records.iter().filter(|r| is_active(r)).flat_map(|r| &r.sites) {
+        for (i, b) in site.new_bytes.iter().enumerate() {
+            let pos = site.at.0.wrapping_add(i as u64).wrapping_sub(at.0);
+            if let Some(cell) = usize::try_from(pos).ok().and_then(|p| expected.get_mut(p)) {
+                *cell = *b;
+            }
+        }
+    }
+}
+
+fn plan_site(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    module: &Module,
+    records: &[Record],
+    site: &Site,
+    forms: &[&'static JumpForm],
+    options: &Options,
+) -> Result<PlannedSite, SessionError> {
+    let entry = site.entry.at(module.bias);
+    let mut expected = site.expected.clone();
+    overlay(&mut expected, entry, records);
+    let mut found = vec![0u8; expected.len()];
+    target.read(entry, &mut found)?;
+    if let Some(i) = expected.iter().zip(&found).position(|(a, b)| a != b) {
+        let to = (i + 8).min(found.len());
+        return Err(SessionError::UnexpectedBytes {
+            function: site.old.clone(),
+            at: entry.offset(i as u64),
+            expected: hex(&expected[i..to]),
+            found: hex(&found[i..to]),
+        });
+    }
+    let at = entry.offset(u64::from(site.pad));
+    let fits = |f: &&&'static JumpForm| {
+        f.len <= site.window
+            && usize::from(f.len) <= SITE_BYTES
+            && (f.align <= 1 || at.0.is_multiple_of(u64::from(f.align)))
+    };
+    let form = forms.iter().find(fits).copied().ok_or_else(|| SessionError::NoJumpForm {
+        function: site.old.clone(),
+        at,
+        window: site.window,
+        forced: options.form.clone(),
+    })?;
+    let _ = arch;
+    let pad = usize::from(site.pad);
+    Ok(PlannedSite {
+        function: site.old.clone(),
+        entry,
+        size: site.body.first().map_or(0, |b| b.1),
+        at,
+        form,
+        old_bytes: found.get(pad..pad + usize::from(form.len)).unwrap_or(&[]).to_vec(),
+        new_offset: site.new_offset,
+        landing: site.landing,
+    })
+}
+
+/// Values of the package's symbols, and what each import was bound to.
+type Bound = (Vec<Value>, Vec<(String, Option<String>)>);
+
+fn bind(
+    target: &mut dyn Target,
+    modules: &[Module],
+    module: &Module,
+    package: &Package,
+) -> Result<Bound, SessionError> {
+    let mut scope = None;
+    let mut imports = Vec::new();
+    let mut values = Vec::new();
+    for s in &package.symbols {
+        values.push(match s.referent {
+            Referent::Image(at) => Value::Image(at),
+            Referent::Program(LinkAddr(a)) => Value::Address(LinkAddr(a).at(module.bias)),
+            Referent::ProgramIfunc(a) => Value::Resolver(a.at(module.bias)),
+            Referent::Import { weak } => {
+                let scope = scope.get_or_insert_with(|| Scope::new(target, modules));
+                match scope.find(target, &s.name) {
+                    Some(found) => {
+                        imports.push((s.name.clone(), Some(found.module.clone())));
+                        match found.binding {
+                            Binding::Address(a) => Value::Address(a),
+                            Binding::Resolver(a) => Value::Resolver(a),
+                            Binding::Tls => {
+                                return Err(SessionError::ImportUnusable {
+                                    symbol: s.name.clone(),
+                                    module: found.module,
+                                    why: "it is thread-local",
+                                });
+                            }
+                        }
+                    }
+                    None if weak => {
+                        imports.push((s.name.clone(), None));
+                        Value::Address(RunAddr(0))
+                    }
+                    None => {
+                        return Err(SessionError::ImportMissing { symbol: s.name.clone(), target: target.describe() });
+                    }
+                }
+            }
+        });
+    }
+    Ok((values, imports))
+}
+
+fn scaled_bounds(overflow: Overflow, rshift: u8) -> Option<(i128, i128)> {
+    let (min, max) = overflow.bounds()?;
+    let scale = 1i128 << rshift;
+    Some((min * scale, max * scale + (scale - 1)))
+}
+
+/// Starts of the image for which all residue fits.
+fn image_range(arch: &dyn Arch, package: &Package, values: &[Value], end: u64) -> Result<StartRange, SessionError> {
+    let mut range = StartRange::user_space(end);
+    if let Some(base) = package.base {
+        range = StartRange { low: i128::from(base), high: i128::from(base) };
+    }
+    for r in &package.residue {
+        let howto = arch
+            .howto(r.r_type)
+            .filter(|h| matches!(h.expr, Expr::Abs | Expr::Pc | Expr::PltPc | Expr::None))
+            .ok_or(SessionError::UnknownResidue { r_type: r.r_type, offset: r.offset })?;
+        let Some((min, max)) = scaled_bounds(howto.overflow, howto.field.rshift) else { continue };
+        let (a, off) = (i128::from(r.addend), i128::from(r.offset));
+        let value = values.get(r.symbol as usize).copied().unwrap_or(Value::Address(RunAddr(0)));
+        let allowed = match (howto.expr, value) {
+            // min <= base + o + a <= max
+            (Expr::Abs, Value::Image(o)) => StartRange { low: min - i128::from(o) - a, high: max - i128::from(o) - a },
+            // min <= s + a - (base + off) <= max
+            (Expr::Pc | Expr::PltPc, Value::Address(s)) => {
+                let s = i128::from(s.0) + a - off;
+                StartRange { low: s - max, high: s - min }
+            }
+            _ => continue,
+        };
+        range = range.and(allowed);
+        if range.is_empty() {
+            let what = package.symbols.get(r.symbol as usize).map_or(String::new(), |s| s.name.clone());
+            return Err(SessionError::Unreachable { what });
+        }
+    }
+    Ok(range)
+}
+
+/// Starts of the image that the site's jump reaches.
+fn form_range(site: &PlannedSite, form: &JumpForm) -> StartRange {
+    let all = StartRange { low: i128::MIN / 4, high: i128::MAX / 4 };
+    let Some((min, max)) = form.reach else { return all };
+    let target = match form.via {
+        Via::Direct => site.new_offset,
+        Via::ImageLanding => site.landing,
+        Via::NearIsland => return all,
+    };
+    let from = i128::from(site.at.0) - i128::from(target);
+    StartRange { low: from + i128::from(min), high: from + i128::from(max) }
+}
+
+#[allow(clippy::too_many_arguments)] // one call's worth of figures, each of its own kind
+fn places_for(
+    inspected: &Inspected,
+    range: StartRange,
+    package: &Package,
+    record: u64,
+    image: u64,
+    page: u64,
+    end: u64,
+    near: RunAddr,
+) -> Vec<RunAddr> {
+    // The region starts with the record, so that its start is that much below the image's.
+    let shift = i128::from(record);
+    let region = StartRange { low: range.low - shift, high: range.high - shift };
+    if package.base.is_some() {
+        let at = clamp(region.low);
+        let free = inspected.mappings.iter().all(|m| at + record + image <= m.start.0 || at >= m.end.0);
+        return if free { vec![RunAddr(at)] } else { Vec::new() };
+    }
+    candidates(&inspected.mappings, region, record + image, page, end, near)
+}
+
+fn protect(package: &Package, module: &Module, sites: &[PlannedSite], policy: Policy) -> Vec<Protected> {
+    let mut out = Vec::new();
+    for (site, planned) in package.sites.iter().zip(sites) {
+        match policy {
+            Policy::Window => out.push(Protected {
+                name: site.old.clone(),
+                start: planned.at,
+                end: planned.at.offset(u64::from(planned.form.len)),
+                entry: true,
+                function: planned.entry,
+            }),
+            Policy::Function => {
+                for (i, (start, size)) in site.body.iter().enumerate() {
+                    let start = start.at(module.bias);
+                    out.push(Protected {
+                        name: site.old.clone(),
+                        start,
+                        end: start.offset(*size),
+                        entry: i == 0,
+                        function: planned.entry,
+                    });
+                }
+                // A window may reach into padding behind a short function.
+                let end = planned.at.offset(u64::from(planned.form.len));
+                if let Some(p) = out.iter_mut().rev().find(|p| p.start == planned.entry)
+                    && p.end < end
+                {
+                    p.end = end;
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Bytes of the trampoline and of the landing, once the image's address is known.
+pub(super) struct Encoded {
+    pub(super) jump: Code,
+    pub(super) landing: Code,
+    pub(super) landing_at: RunAddr,
+}
+
+/// Encodes a site's jump for an image at `image`; `island` is the room for a near landing.
+pub(super) fn encode_site(
+    arch: &dyn Arch,
+    site: &PlannedSite,
+    image: RunAddr,
+    island: Option<RunAddr>,
+) -> Result<Encoded, SessionError> {
+    let err = |why| SessionError::Encode { function: site.function.clone(), why };
+    let new = image.offset(site.new_offset);
+    let landing_at = match site.form.via {
+        Via::Direct => new,
+        Via::ImageLanding => image.offset(site.landing),
+        Via::NearIsland => island.unwrap_or(image.offset(site.landing)),
+    };
+    let landing = arch.encode_landing(site.form, landing_at.0, new.0).map_err(err)?;
+    let jump = arch.encode_jump(site.form, site.at.0, landing_at.0).map_err(err)?;
+    Ok(Encoded { jump, landing, landing_at })
+}

@@ -1,0 +1,280 @@
+//! `revert`: the stop and the check of `fix`, with the journal backwards.
+
+use crate::addr::RunAddr;
+use crate::arch::Arch;
+use crate::field::load;
+use crate::session::apply::{discard, restore_sites};
+use crate::session::error::{Blocker, SessionError};
+use crate::session::record::{Record, State};
+use crate::session::stack::Protected;
+use crate::session::{Clock, Inspected, attach, hex, inspect, is_active, resume_all, stop_all};
+use crate::target::{Target, TargetError, ThreadId};
+use alloc::{format, string::String, vec, vec::Vec};
+
+/// First wait between attempts, and the longest, microseconds.
+const WAIT_US: (u64, u64) = (500, 20_000);
+/// How long to wait for threads to leave the image before it is parked, microseconds.
+const LEAVE_US: u64 = 200_000;
+/// More writable memory than this is not searched for pointers into the image while everybody is stopped, bytes.
+const MAX_SEARCH: u64 = 64 << 20;
+/// Memory is searched in pieces of this many bytes.
+const CHUNK: u64 = 1 << 20;
+
+/// A patch that was reverted.
+#[derive(Clone, Debug)]
+pub struct Reverted {
+    /// Its record, as it was.
+    pub record: Record,
+    /// The image stays mapped, because something may still refer to it: what, as a clause.
+    pub parked: Option<String>,
+    /// How long all threads were stopped in the attempt that wrote the sites, microseconds.
+    pub pause_us: u64,
+    /// How many times the threads were stopped.
+    pub attempts: u32,
+}
+
+/// Reverts the patch `name`, or the newest one.
+///
+/// # Errors
+/// [`SessionError`]
+pub fn revert(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    name: Option<&str>,
+    timeout_ms: u64,
+    clock: &mut dyn Clock,
+) -> Result<Reverted, SessionError> {
+    let found = inspect(target)?;
+    let mut record = choose(target, &found.records, name)?;
+    topmost(&found.records, &record)?;
+    let (pause_us, attempts) = put_back(target, arch, &found, &mut record, timeout_ms, clock)?;
+    let parked = retire(target, arch, &found, &mut record, clock)?;
+    Ok(Reverted { record, parked, pause_us, attempts })
+}
+
+fn choose(target: &dyn Target, records: &[Record], name: Option<&str>) -> Result<Record, SessionError> {
+    records
+        .iter()
+        .rev()
+        .find(|r| is_active(r) && name.is_none_or(|n| r.name == n))
+        .cloned()
+        .ok_or_else(|| SessionError::NotApplied { name: name.map(String::from), target: target.describe() })
+}
+
+fn overlap(a: (RunAddr, usize), b: (RunAddr, usize)) -> bool {
+    a.0.0 < b.0.0.saturating_add(b.1 as u64) && b.0.0 < a.0.0.saturating_add(a.1 as u64)
+}
+
+fn topmost(records: &[Record], record: &Record) -> Result<(), SessionError> {
+    for later in records.iter().filter(|r| is_active(r) && r.sequence > record.sequence) {
+        for s in &record.sites {
+            if later.sites.iter().any(|l| overlap((l.at, l.new_bytes.len()), (s.at, s.new_bytes.len()))) {
+                return Err(SessionError::NotTopmost {
+                    name: record.name.clone(),
+                    upper: later.name.clone(),
+                    function: s.function.clone(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Stops everybody, writes the old bytes. No thread may be inside a trampoline.
+fn put_back(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    found: &Inspected,
+    record: &mut Record,
+    timeout_ms: u64,
+    clock: &mut dyn Clock,
+) -> Result<(u64, u32), SessionError> {
+    let windows: Vec<Protected> = record
+        .sites
+        .iter()
+        .map(|s| Protected {
+            name: s.function.clone(),
+            start: s.at,
+            end: s.at.offset(s.new_bytes.len() as u64),
+            entry: true,
+            function: s.entry,
+        })
+        .collect();
+    let mut checker = found.checker(target, arch, &windows);
+    let begin = clock.now_us();
+    let mut wait = WAIT_US.0;
+    let mut attempts = 0;
+    loop {
+        if target.interrupted() {
+            return Err(TargetError::Interrupted.into());
+        }
+        attempts += 1;
+        attach(target)?;
+        let stopped_at = clock.now_us();
+        let threads = stop_all(target)?;
+        let outcome = match checker.check(target, &threads) {
+            Ok(b) if b.is_empty() => restore(target, record).map(|()| Vec::<Blocker>::new()),
+            other => other,
+        };
+        let resumed = resume_all(target);
+        let pause_us = clock.now_us().saturating_sub(stopped_at);
+        let late = clock.now_us().saturating_sub(begin) / 1000 >= timeout_ms;
+        let blockers = match outcome {
+            Ok(b) => b,
+            Err(e @ SessionError::StackUnknown { .. }) if late => return Err(e),
+            Err(SessionError::StackUnknown { .. }) => {
+                resumed?;
+                clock.wait_us(wait);
+                wait = (wait * 2).min(WAIT_US.1);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        resumed?;
+        if blockers.is_empty() {
+            return Ok((pause_us, attempts));
+        }
+        if late {
+            return Err(SessionError::Busy { blockers, attempts, millis: timeout_ms });
+        }
+        clock.wait_us(wait);
+        wait = (wait * 2).min(WAIT_US.1);
+    }
+}
+
+fn restore(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionError> {
+    // A site must hold our trampoline, or already its old bytes (an interrupted fix or revert).
+    for s in &record.sites {
+        let mut now = vec![0u8; s.new_bytes.len()];
+        target.read(s.at, &mut now)?;
+        let ours = now == s.new_bytes || now == s.old_bytes;
+        // A killed fix may have left a site between the two only where the write itself was cut short.
+        let between = || now.iter().zip(s.new_bytes.iter().zip(&s.old_bytes)).all(|(n, (a, b))| n == a || n == b);
+        let unfinished = record.state != State::Applied && between();
+        if !ours && !unfinished {
+            return Err(SessionError::UnexpectedBytes {
+                function: s.function.clone(),
+                at: s.at,
+                expected: hex(&s.new_bytes),
+                found: hex(&now),
+            });
+        }
+    }
+    record.set_state(target, State::Reverting)?;
+    restore_sites(target, &record.sites.clone())?;
+    Ok(record.set_state(target, State::Parked)?)
+}
+
+/// Frees the image if nothing refers to it; else it stays, as `Parked`. Returns why.
+fn retire(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    found: &Inspected,
+    record: &mut Record,
+    clock: &mut dyn Clock,
+) -> Result<Option<String>, SessionError> {
+    let mut ranges = vec![record.image_range()];
+    if record.islands.1 != 0 {
+        ranges.push((record.islands.0, record.islands.0.offset(record.islands.1)));
+    }
+    let protected: Vec<Protected> = ranges
+        .iter()
+        .map(|r| Protected { name: record.name.clone(), start: r.0, end: r.1, entry: false, function: record.image })
+        .collect();
+    let mut checker = found.checker(target, arch, &protected);
+    let begin = clock.now_us();
+    let mut wait = WAIT_US.0;
+    loop {
+        attach(target)?;
+        let threads = stop_all(target)?;
+        let why = match checker.check(target, &threads) {
+            Ok(b) => match b.first() {
+                Some(b) => Some(format!("{b}")),
+                None => match search(target, arch, record, &ranges, &threads) {
+                    Ok(found) => found,
+                    Err(e) => {
+                        resume_all(target)?;
+                        return Err(e);
+                    }
+                },
+            },
+            Err(e @ SessionError::StackUnknown { .. }) => Some(format!("{e}")),
+            Err(e) => {
+                resume_all(target)?;
+                return Err(e);
+            }
+        };
+        // Between this look and the unmapping nobody can get a new reference: no site leads to the image, and no
+        // memory or register names it.
+        resume_all(target)?;
+        match why {
+            None => {
+                discard(target, arch, record)?;
+                return Ok(None);
+            }
+            Some(why) if clock.now_us().saturating_sub(begin) >= LEAVE_US || target.interrupted() => {
+                return Ok(Some(why));
+            }
+            Some(_) => {
+                clock.wait_us(wait);
+                wait = (wait * 2).min(WAIT_US.1);
+            }
+        }
+    }
+}
+
+/// Looks for a word in the target's writable memory and registers that points into `ranges`: a callback, a string that
+/// the patch handed out. Everybody is stopped.
+fn search(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    record: &Record,
+    ranges: &[(RunAddr, RunAddr)],
+    threads: &[ThreadId],
+) -> Result<Option<String>, SessionError> {
+    let layout = arch.registers();
+    let inside = |v: u64| ranges.iter().any(|r| r.0.0 <= v && v < r.1.0);
+    let mut stacks = Vec::new();
+    for &t in threads {
+        let api = target.threads().ok_or(TargetError::Unsupported { what: "read registers" })?;
+        let regs = api.registers(t)?;
+        if let Some(r) = (0..layout.count).find(|r| inside(regs.get(*r))) {
+            let name = layout.names.get(usize::from(r)).copied().unwrap_or("a register");
+            return Ok(Some(format!("{name} of thread {t} points into the image")));
+        }
+        let red_zone = arch.linux().map_or(0, |l| l.red_zone);
+        stacks.push(RunAddr(regs.get(layout.sp).wrapping_sub(red_zone) & !(u64::from(layout.word) - 1)));
+    }
+    let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
+    let own = |at: RunAddr| at >= record.at && at < record.at.offset(record.region_size);
+    let writable: Vec<_> = maps.iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)).collect();
+    let total: u64 = writable.iter().map(|m| m.end.0 - m.start.0).sum();
+    if total > MAX_SEARCH {
+        return Ok(Some(format!(
+            "{} MiB of writable memory are too many to search for pointers into the image",
+            total >> 20
+        )));
+    }
+    let word = usize::from(layout.word);
+    let mut buf = vec![0u8; CHUNK as usize];
+    for m in writable {
+        // What lies below a thread's stack pointer is dead.
+        let mut at = stacks.iter().copied().find(|sp| m.contains(*sp)).unwrap_or(m.start);
+        while at < m.end {
+            let n = (m.end.0 - at.0).min(CHUNK) as usize;
+            let piece = &mut buf[..n];
+            // Device memory and the like can't be read, and holds no pointers of ours.
+            if target.read(at, piece).is_ok() {
+                for (i, w) in piece.chunks_exact(word).enumerate() {
+                    if inside(load(w, arch.data_endian())) {
+                        let place = at.offset((i * word) as u64);
+                        let name = if m.name.is_empty() { "anonymous memory" } else { m.name.as_str() };
+                        return Ok(Some(format!("a pointer into the image lies at {place} ({name})")));
+                    }
+                }
+            }
+            at = at.offset(n as u64);
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,178 @@
+//! May the code under these threads be changed? The check that runs while everybody is stopped.
+//!
+//! A thread is judged in two steps. First every aligned word of the used part of its stack, and its registers, are
+//! compared with the protected ranges: no hit proves that the thread neither executes nor will return into them, and
+//! costs one read. Only where a word does hit is the stack unwound exactly, to tell a return address from a stale or
+//! unrelated value.
+
+use crate::addr::RunAddr;
+use crate::arch::{RegisterLayout, Registers};
+use crate::field::{Endian, load};
+use crate::session::error::{Blocker, SessionError};
+use crate::session::unwind::Unwinder;
+use crate::target::{Mapping, Target, ThreadId};
+use alloc::{string::String, vec, vec::Vec};
+
+/// Stacks are read in pieces of this many bytes.
+const CHUNK: u64 = 256 << 10;
+
+/// A range of code that no thread may be inside.
+#[derive(Clone, Debug)]
+pub struct Protected {
+    /// Name for messages.
+    pub name: String,
+    /// First address.
+    pub start: RunAddr,
+    /// Past the last address.
+    pub end: RunAddr,
+    /// Being exactly at `start` is fine (an entry: what is written there takes over).
+    pub entry: bool,
+    /// For the offset in messages: entry of the function.
+    pub function: RunAddr,
+}
+
+impl Protected {
+    /// A pc in the range.
+    fn holds_pc(&self, pc: u64) -> bool {
+        pc < self.end.0 && if self.entry { pc > self.start.0 } else { pc >= self.start.0 }
+    }
+    /// A return address into the range: it follows a call, so it is past the start; it may be the end (a call that does
+    /// not return may be a function's last instruction).
+    fn holds_return(&self, addr: u64) -> bool {
+        addr > self.start.0 && addr <= self.end.0
+    }
+    fn holds(&self, frame: &crate::session::unwind::Frame) -> bool {
+        if frame.exact { self.holds_pc(frame.pc.0) } else { self.holds_return(frame.pc.0) }
+    }
+}
+
+/// All that the check needs besides the threads.
+pub struct Checker<'c, 'm> {
+    /// Ranges, any order.
+    pub protected: &'c [Protected],
+    /// Register layout.
+    pub layout: &'static RegisterLayout,
+    /// Byte order of data.
+    pub endian: Endian,
+    /// Mappings as of shortly before the stop.
+    pub mappings: Vec<Mapping>,
+    /// Unwinder.
+    pub unwinder: Unwinder<'m>,
+}
+
+impl Checker<'_, '_> {
+    /// Judges all of `threads`, which are stopped. Empty: safe.
+    ///
+    /// # Errors
+    /// Target errors, and [`SessionError::StackUnknown`].
+    pub fn check(&mut self, target: &mut dyn Target, threads: &[ThreadId]) -> Result<Vec<Blocker>, SessionError> {
+        let mut out = Vec::new();
+        for &t in threads {
+            let Some(api) = target.threads() else { return Ok(out) };
+            let regs = api.registers(t)?;
+            if let Some(mut b) = self.check_thread(target, t, &regs)? {
+                if let Some(api) = target.threads() {
+                    b.thread_name = api.thread_name(t);
+                }
+                out.push(b);
+            }
+        }
+        Ok(out)
+    }
+
+    fn blocker(&self, thread: ThreadId, p: &Protected, at: u64, frame: Option<usize>) -> Blocker {
+        Blocker {
+            thread,
+            thread_name: String::new(),
+            function: p.name.clone(),
+            at: RunAddr(at),
+            offset: at.wrapping_sub(p.function.0),
+            frame,
+        }
+    }
+
+    fn check_thread(
+        &mut self,
+        target: &mut dyn Target,
+        thread: ThreadId,
+        regs: &Registers,
+    ) -> Result<Option<Blocker>, SessionError> {
+        let pc = regs.get(self.layout.pc);
+        if let Some(p) = self.protected.iter().find(|p| p.holds_pc(pc)) {
+            return Ok(Some(self.blocker(thread, p, pc, Some(0))));
+        }
+        let mut hit = None;
+        if let Some(ra) = self.layout.ra {
+            hit = self.suspect(regs.get(ra));
+        }
+        let sp = RunAddr(regs.get(self.layout.sp));
+        let mut stack = self.mappings.iter().find(|m| m.contains(sp)).cloned();
+        if stack.is_none()
+            && let Some(maps) = target.mappings()
+        {
+            // A thread younger than our list.
+            self.mappings = maps.mappings()?;
+            stack = self.mappings.iter().find(|m| m.contains(sp)).cloned();
+        }
+        let Some(stack) = stack else {
+            return Err(SessionError::StackUnknown { thread, why: "its stack pointer points to no memory" });
+        };
+        if hit.is_none() {
+            hit = self.scan(target, sp, stack.end)?;
+        }
+        // The thread's own stack is the kernel's [stack] or holds its thread control block; on any other (a signal
+        // handler's, a coroutine's) the words below do not tell all.
+        let own = stack.name == "[stack]" || self.layout.tp.is_some_and(|tp| stack.contains(RunAddr(regs.get(tp))));
+        if hit.is_none() && own {
+            return Ok(None);
+        }
+        let trace = self.unwinder.backtrace(target, regs);
+        for (n, frame) in trace.frames.iter().enumerate() {
+            if let Some(p) = self.protected.iter().find(|p| p.holds(frame)) {
+                return Ok(Some(self.blocker(thread, p, frame.pc.0, Some(n))));
+            }
+        }
+        if trace.complete {
+            return Ok(None);
+        }
+        match hit {
+            Some(addr) => {
+                let p = self.protected.iter().find(|p| p.holds_return(addr) || p.holds_pc(addr));
+                Ok(p.map(|p| self.blocker(thread, p, addr, None)))
+            }
+            None => Err(SessionError::StackUnknown {
+                thread,
+                why: "it runs on a stack of its own making that cannot be unwound to the end",
+            }),
+        }
+    }
+
+    fn suspect(&self, value: u64) -> Option<u64> {
+        self.protected.iter().any(|p| p.holds_return(value)).then_some(value)
+    }
+
+    /// The first aligned word in `from..to` that could be a return address into a protected range.
+    fn scan(&self, target: &mut dyn Target, from: RunAddr, to: RunAddr) -> Result<Option<u64>, SessionError> {
+        let (Some(low), Some(high)) =
+            (self.protected.iter().map(|p| p.start.0).min(), self.protected.iter().map(|p| p.end.0).max())
+        else {
+            return Ok(None);
+        };
+        let word = usize::from(self.layout.word);
+        let mut at = RunAddr(from.0 & !(word as u64 - 1));
+        let mut buf = vec![0u8; (to.0.saturating_sub(at.0)).min(CHUNK) as usize];
+        while at < to {
+            let n = (to.0 - at.0).min(CHUNK) as usize;
+            let piece = &mut buf[..n];
+            target.read(at, piece)?;
+            for w in piece.chunks_exact(word) {
+                let v = load(w, self.endian);
+                if v > low && v <= high && self.suspect(v).is_some() {
+                    return Ok(Some(v));
+                }
+            }
+            at = at.offset(n as u64);
+        }
+        Ok(None)
+    }
+}

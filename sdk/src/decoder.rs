@@ -1,0 +1,166 @@
+//! The disassembler behind [`tigerfix_core::decode::Decoder`]: capstone, with one file for each architecture.
+//!
+//! capstone says where instructions begin and end, how they read, and which registers they touch. What an architecture
+//! adds (an `Isa`) is the meaning: where control goes, what a constant operand refers to, which registers a caller may
+//! expect to lose in a call, and what capstone gets wrong.
+
+mod x86_64;
+
+use capstone::{Capstone, InsnDetail};
+use tigerfix_core::arch::Arch;
+use tigerfix_core::decode::{Decoder, Flow, Insn};
+
+/// What an architecture knows of one instruction.
+struct Meaning {
+    /// Length in bytes, where capstone's is not right.
+    len: usize,
+    flow: Flow,
+    refers: Option<u64>,
+    reads: u64,
+    writes: u64,
+}
+
+/// The part of a decoder that differs between architectures.
+trait Isa {
+    /// `rest` is the code behind the instruction. `None`: this is not to be taken for an instruction.
+    fn meaning(&self, insn: &capstone::Insn<'_>, detail: &InsnDetail<'_>, rest: &[u8]) -> Option<Meaning>;
+    fn volatile_names(&self) -> &'static [&'static str];
+    fn return_registers(&self) -> u64;
+    fn argument_registers(&self) -> u64;
+}
+
+/// A decoder that asks capstone.
+pub struct CapstoneDecoder {
+    capstone: Capstone,
+    isa: Box<dyn Isa>,
+}
+
+/// One line of a disassembly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Address of the first byte.
+    pub addr: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Assembly text; `.byte 0x..` for a byte that starts no instruction.
+    pub text: String,
+}
+
+impl CapstoneDecoder {
+    /// The decoder for a back end, or `None` where this build has none for it.
+    #[must_use]
+    pub fn for_arch(arch: &dyn Arch) -> Option<CapstoneDecoder> {
+        // The one place that knows which back ends can be decoded.
+        match arch.name() {
+            "x86-64" => Some(CapstoneDecoder::x86_64()),
+            _ => None,
+        }
+    }
+
+    /// The decoder for x86-64.
+    ///
+    /// # Panics
+    /// Where capstone was built without x86, which this crate's dependencies exclude, or memory is exhausted.
+    #[must_use]
+    pub fn x86_64() -> CapstoneDecoder {
+        let capstone = x86_64::capstone().expect("capstone has x86");
+        let isa = Box::new(x86_64::Isa::new(&capstone));
+        CapstoneDecoder { capstone, isa }
+    }
+
+    /// Disassembles all of `code`, which lies at `addr`, for people to read: bytes that are no instruction are skipped one
+    /// by one and shown as data.
+    #[must_use]
+    pub fn disassemble(&self, code: &[u8], addr: u64) -> Vec<Line> {
+        let mut lines = Vec::new();
+        let Ok(mut iter) = self.capstone.disasm_iter(code, addr) else { return lines };
+        loop {
+            while let Some(insn) = iter.next() {
+                lines.push(Line { addr: insn.address(), bytes: insn.bytes().to_vec(), text: text(&insn) });
+            }
+            let at = code.len() - iter.code().len();
+            let Some((byte, rest)) = code[at..].split_first() else { return lines };
+            let here = iter.addr();
+            lines.push(Line { addr: here, bytes: vec![*byte], text: format!(".byte {byte:#04x}") });
+            iter.reset(rest, here.wrapping_add(1));
+        }
+    }
+}
+
+impl Decoder for CapstoneDecoder {
+    fn decode(&self, code: &[u8], addr: u64) -> Vec<Insn> {
+        let mut insns = Vec::new();
+        let Ok(mut iter) = self.capstone.disasm_iter(code, addr) else { return insns };
+        let mut at = 0;
+        while let Some(insn) = iter.next() {
+            let taken = insn.bytes().len();
+            let rest = &code[at + taken..];
+            let Ok(detail) = self.capstone.insn_detail(&insn) else { break };
+            let Some(Meaning { len, flow, refers, reads, writes }) = self.isa.meaning(&insn, &detail, rest) else {
+                break;
+            };
+            let addr = insn.address();
+            insns.push(Insn { addr, len: len as u8, flow, refers, reads, writes, text: text(&insn) });
+            at += len;
+            if len != taken {
+                iter.reset(&code[at..], addr.wrapping_add(len as u64));
+            }
+        }
+        insns
+    }
+
+    fn volatile_names(&self) -> &'static [&'static str] {
+        self.isa.volatile_names()
+    }
+
+    fn return_registers(&self) -> u64 {
+        self.isa.return_registers()
+    }
+
+    fn argument_registers(&self) -> u64 {
+        self.isa.argument_registers()
+    }
+}
+
+/// Mnemonic and operands.
+fn text(insn: &capstone::Insn<'_>) -> String {
+    match (insn.mnemonic().unwrap_or(""), insn.op_str().unwrap_or("")) {
+        (mnemonic, "") => mnemonic.into(),
+        (mnemonic, operands) => format!("{mnemonic} {operands}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tigerfix_arch_x86_64::X86_64;
+
+    #[test]
+    fn decoding_stops_at_bytes_that_are_no_instruction() {
+        let d = CapstoneDecoder::for_arch(&X86_64).expect("x86-64 is built in");
+        // push rbp; mov rbp, rsp; (no such instruction in 64-bit mode); ret
+        let code = [0x55, 0x48, 0x89, 0xe5, 0x06, 0xc3];
+        let insns = d.decode(&code, 0x1000);
+        assert_eq!(insns.iter().map(|i| (i.addr, i.len)).collect::<Vec<_>>(), [(0x1000, 1), (0x1001, 3)]);
+        assert_eq!(d.decode(&[0xe9, 0, 0], 0).len(), 0, "cut off");
+        assert_eq!(d.decode(&[], 0).len(), 0);
+    }
+
+    #[test]
+    fn disassembly_shows_such_bytes_as_data() {
+        let d = CapstoneDecoder::x86_64();
+        let lines = d.disassemble(&[0x55, 0x06, 0x07, 0xc3, 0xe9], 0x1000);
+        let texts: Vec<String> = lines.iter().map(|l| format!("{:x}: {:02x?} {}", l.addr, l.bytes, l.text)).collect();
+        assert_eq!(
+            texts,
+            [
+                "1000: [55] push rbp",
+                "1001: [06] .byte 0x06",
+                "1002: [07] .byte 0x07",
+                "1003: [c3] ret",
+                "1004: [e9] .byte 0xe9",
+            ]
+        );
+        assert!(d.disassemble(&[], 0).is_empty());
+    }
+}

@@ -1,0 +1,217 @@
+//! Stopping all threads of a process and letting them go.
+
+use super::sys::{self, Tid, Wait};
+use super::{PtraceTarget, proc, thread_error};
+use std::time::{Duration, Instant};
+use tigerfix_core::arch::Registers;
+use tigerfix_core::target::{TargetError, ThreadId, Threads};
+
+/// A thread that does not stop within this time (in uninterruptible sleep, say) makes the stop fail.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to look without a pause for a thread that is about to stop.
+const SPIN: Duration = Duration::from_micros(300);
+const NAP: Duration = Duration::from_micros(50);
+
+/// Where an attached thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Attached, running.
+    Running,
+    /// Asked to stop.
+    Asked,
+    /// Stopped; this signal is to be delivered when it goes on (0: none).
+    Stopped(i32),
+}
+
+/// The threads that we are attached to.
+#[derive(Debug, Default)]
+pub(super) struct Stops {
+    threads: Vec<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    tid: Tid,
+    state: State,
+    /// Registers as they were when it stopped.
+    registers: Option<Registers>,
+}
+
+impl Stops {
+    /// A thread through which memory can be written.
+    pub(super) fn any_stopped(&self) -> Option<Tid> {
+        self.threads.iter().find(|t| matches!(t.state, State::Stopped(_))).map(|t| t.tid)
+    }
+}
+
+/// Waits until `tid` stops or ends, or the deadline.
+pub(super) fn wait_until(tid: Tid, deadline: Instant) -> Wait {
+    let begin = Instant::now();
+    loop {
+        match sys::try_wait(tid) {
+            Wait::Nothing => {}
+            other => return other,
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return Wait::Nothing;
+        }
+        if now - begin < SPIN { sys::yield_now() } else { std::thread::sleep(NAP) }
+    }
+}
+
+/// Attaches to one thread. `Ok(false)`: it ended meanwhile.
+pub(super) fn seize(pid: Tid, tid: Tid, options: usize) -> Result<bool, TargetError> {
+    match sys::seize(tid, options) {
+        Ok(()) => Ok(true),
+        Err(e) => {
+            let status = proc::status(pid, tid);
+            match status {
+                None => Ok(false),
+                // A leader that ended before its threads stays as a zombie, which nobody can attach to.
+                Some(s) if matches!(s.state, 'Z' | 'X') => Ok(false),
+                Some(s) if s.tracer != 0 => {
+                    Err(TargetError::AlreadyTraced { what: format!("thread {tid}"), tracer: s.tracer as u32 })
+                }
+                Some(_) => Err(thread_error(tid, "attach to", &e)),
+            }
+        }
+    }
+}
+
+impl PtraceTarget {
+    /// Attaches to threads that are not attached yet; returns how many there were.
+    fn seize_new(&mut self) -> Result<usize, TargetError> {
+        let mut new = 0;
+        for tid in proc::threads(self.pid) {
+            if self.stops.threads.binary_search_by_key(&tid, |t| t.tid).is_ok() {
+                continue;
+            }
+            if seize(self.pid, tid, 0)? {
+                let at = self.stops.threads.partition_point(|t| t.tid < tid);
+                self.stops.threads.insert(at, Thread { tid, state: State::Running, registers: None });
+                new += 1;
+            }
+        }
+        Ok(new)
+    }
+
+    /// One round: everybody who runs is asked to stop, and waited for.
+    fn stop_known(&mut self, deadline: Instant) -> Result<(), TargetError> {
+        for t in &mut self.stops.threads {
+            if t.state == State::Running {
+                // ESRCH: it ended; the wait below finds out.
+                let _ = sys::interrupt(t.tid);
+                t.state = State::Asked;
+            }
+        }
+        let mut gone = Vec::new();
+        for i in 0..self.stops.threads.len() {
+            let Thread { tid, state: State::Asked, .. } = self.stops.threads[i] else { continue };
+            let signal = match wait_until(tid, deadline) {
+                Wait::Interrupted { .. } | Wait::Syscall => 0,
+                Wait::Signal(s) => s,
+                Wait::Gone => {
+                    gone.push(tid);
+                    continue;
+                }
+                Wait::Nothing => {
+                    return Err(TargetError::Timeout {
+                        thread: ThreadId(tid as u64),
+                        what: "stop",
+                        millis: STOP_TIMEOUT.as_millis() as u64,
+                    });
+                }
+            };
+            self.stops.threads[i].state = State::Stopped(signal);
+            let regs = self.mend_call(tid)?;
+            self.stops.threads[i].registers = Some(regs);
+        }
+        self.stops.threads.retain(|t| !gone.contains(&t.tid));
+        Ok(())
+    }
+
+    fn try_stop_all(&mut self) -> Result<(), TargetError> {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        loop {
+            self.stop_known(deadline)?;
+            // Whoever still ran may have made new threads; once a round finds none, nobody is left to make any.
+            if self.seize_new()? == 0 {
+                break;
+            }
+        }
+        if self.stops.threads.is_empty() {
+            return Err(TargetError::Gone { what: format!("process {} ended", self.pid) });
+        }
+        Ok(())
+    }
+}
+
+impl Threads for PtraceTarget {
+    fn attach(&mut self) -> Result<(), TargetError> {
+        loop {
+            match self.seize_new() {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(e) => {
+                    let _ = self.resume_all();
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    fn stop_all(&mut self) -> Result<Vec<ThreadId>, TargetError> {
+        match self.try_stop_all() {
+            Ok(()) => Ok(self.stops.threads.iter().map(|t| ThreadId(t.tid as u64)).collect()),
+            Err(e) => {
+                let _ = self.resume_all();
+                Err(e)
+            }
+        }
+    }
+
+    fn registers(&mut self, thread: ThreadId) -> Result<Registers, TargetError> {
+        let tid = thread.0 as Tid;
+        match self.stops.threads.iter().find(|t| t.tid == tid).and_then(|t| t.registers) {
+            Some(r) => Ok(r),
+            None => self.get_registers(tid),
+        }
+    }
+
+    fn resume_all(&mut self) -> Result<(), TargetError> {
+        let mut first_error = None;
+        let threads = std::mem::take(&mut self.stops.threads);
+        // Those that are stopped first: their pause is what counts.
+        for t in &threads {
+            if let State::Stopped(signal) = t.state
+                && let Err(e) = sys::detach(t.tid, signal)
+                && e.raw_os_error() != Some(libc::ESRCH)
+            {
+                first_error.get_or_insert(thread_error(t.tid, "detach from", &e));
+            }
+        }
+        // A running thread has to stop for a moment to be detached.
+        for t in threads.iter().filter(|t| t.state == State::Running) {
+            let _ = sys::interrupt(t.tid);
+        }
+        for t in threads.iter().filter(|t| !matches!(t.state, State::Stopped(_))) {
+            let deadline = Instant::now() + STOP_TIMEOUT;
+            let signal = match wait_until(t.tid, deadline) {
+                Wait::Signal(s) => s,
+                Wait::Interrupted { .. } | Wait::Syscall => {
+                    let _ = self.mend_call(t.tid);
+                    0
+                }
+                // It ended, or sleeps where nothing can stop it: the kernel detaches it when we end.
+                Wait::Gone | Wait::Nothing => continue,
+            };
+            let _ = sys::detach(t.tid, signal);
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    fn thread_name(&mut self, thread: ThreadId) -> String {
+        proc::thread_name(self.pid, thread.0 as Tid)
+    }
+}
