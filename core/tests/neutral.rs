@@ -18,6 +18,8 @@ fn check(dir: &Path, seen: &mut usize) {
         }
         *seen += 1;
         let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
+        // DWARF's old name of an attribute that compilers for every architecture wrote.
+        let text = text.replace("dw_at_mips_linkage_name", "");
         for word in ["x86", "mips", "aarch64", "arm64", "riscv"] {
             let line = text.lines().position(|l| l.contains(word));
             assert!(line.is_none(), "{}:{}: names {word}", path.display(), line.unwrap() + 1);

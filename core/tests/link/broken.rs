@@ -175,3 +175,36 @@ fn overlapping_sections_are_no_way_to_ask_for_more() {
     }
     refused(patch(&a, &data), "broken-object", &["overlap"]);
 }
+
+#[test]
+fn objects_may_lie_at_any_address() {
+    let (a, _) = programs();
+    for o in objects() {
+        for shift in 0..8 {
+            let mut moved = vec![0; shift];
+            moved.extend(&o);
+            patch(&a, &moved[shift..]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn sections_of_the_oldest_comdat_kind() {
+    let (a, _) = programs();
+    let once = ".section .gnu.linkonce.t.thunk,\"ax\",@progbits\n.weak thunk\n.type thunk,@function\nthunk: ret\n.size thunk,1\n";
+    let one = object_named(
+        "p.s",
+        &format!("{once}.text\n.globl p\n.type p,@function\np: call thunk\nret\n.size p,.-p\n"),
+        "",
+    );
+    let two = object_named("q.s", &format!("{once}.text\n.globl fresh\nfresh: call thunk\nret\n"), "");
+    let linked = patch_with(&a, &[&one, &two], &LinkOptions::default()).unwrap();
+    assert_eq!(linked.report.placements.iter().filter(|p| p.section.contains("linkonce")).count(), 1);
+    // A static symbol of a dropped copy has no other definition.
+    let lost = object_named("r.s", &format!("{once}inside: ret\n.section .data\n.quad inside\n"), "");
+    refused(
+        patch_with(&a, &[&one, &lost], &LinkOptions::default()),
+        "discarded-section",
+        &["linkonce", "p1.o: .data+0x0"],
+    );
+}
