@@ -241,8 +241,20 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             return Ok(Target::GotBase);
         }
         let bind = self.cx.bind(s.name);
+        // What the program imports is global there: a static of the same name is another one.
+        let imported = bind.is_none() && program.dynamic && program.undefined.contains(&s.name);
         match names::program_symbol(program, bind.unwrap_or(s.name)) {
-            Found::One(theirs) => return self.program(theirs, s, place),
+            Found::One(theirs) if imported && names::is_static(theirs) => messages.note(format!(
+                "`{0}` is the one that the program imports, not its static one; --bind {0}=FILE:{0} takes that",
+                s.name
+            )),
+            Found::One(theirs) => {
+                if bind.is_none() && names::is_static(theirs) && self.cx.options.known_imports.contains(s.name) {
+                    messages.warn(format!("`{}` is the program's static one; a library has that name too", s.name));
+                }
+                return self.program(theirs, s, place);
+            }
+            Found::Several(_) if imported => {}
             Found::Several(candidates) => {
                 let symbol = String::from(s.name);
                 return Err(LinkError::AmbiguousSymbol { symbol, place: Box::new(place()), candidates });
@@ -278,7 +290,10 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             return Target::Import(*i);
         }
         let options = self.cx.options;
-        let expected = self.cx.program.undefined.contains(&name) || options.known_imports.contains(name);
+        // The dynamic loader itself defines __tls_get_addr.
+        let expected = self.cx.program.undefined.contains(&name)
+            || options.known_imports.contains(name)
+            || name == "__tls_get_addr";
         if !expected && !weak {
             // The search is slow; a patch with very many of these has other troubles.
             let suggestion = if self.imports.len() < 100 { self.suggestion(name) } else { None };

@@ -172,6 +172,14 @@ impl Plan {
             }
             (Expr::Size, _) => Ok(()),
             (_, Target::Tls(_)) => Err(tls("it is thread-local in the program, but an ordinary variable in the patch")),
+            (_, Target::Program(at)) if item.is_branch() && !cx.program.segment_at(at).is_some_and(|s| s.perm.exec) => {
+                Err(LinkError::KindMismatch {
+                    object: cx.place(item.object, item.section, item.offset).object,
+                    symbol: cx.symbol_name(item.object, item.symbol),
+                    patch: "a function",
+                    program: "data",
+                })
+            }
             _ if item.is_branch() => Ok(()),
             (Expr::Pc | Expr::GotOff, Target::Import(_)) => {
                 absolute("must be near, but another module defines the symbol, anywhere in memory")

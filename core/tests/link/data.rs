@@ -7,7 +7,7 @@ use tigerfix_core::link::{How, LinkError, LinkOptions};
 const PROGRAM: &str = "
     int counter = 5; long zeroed; int numbers[10]; static int hidden_one = 4;
     const int limit = 3;
-    int p(void) { return counter + zeroed + numbers[1] + hidden_one + limit; }
+    int p(void) { return counter + zeroed + numbers[1] + hidden_one++ + limit; }
     int main(void) { return p(); }";
 
 fn with(source: &str) -> Result<tigerfix_core::link::Linked, LinkError> {

@@ -172,3 +172,34 @@ fn near_references_to_far_symbols_are_refused() {
     let o = object_named("p.c", "int far_function(void); int p(void) { return far_function() + 1; }", "-O1 -fno-pic");
     assert_eq!(patch(&program, &o).unwrap().report.veneers.len(), 1);
 }
+
+#[test]
+fn what_the_program_imports_is_not_its_static() {
+    let a = "#include <stdlib.h>\nint b(void); int p(void) { return abs(-3) + b(); } int main(void) { return p(); }";
+    let b = "static int __attribute__((noinline)) abs(int x) { return x + 1; } int b(void) { return abs(4); }";
+    let program = program_of(&[("a.c", a), ("b.c", b)], "-O1 -pie -fPIE -fno-builtin");
+    let o = object_named("p.c", "int abs(int); int p(void) { return abs(-4); }", "-O1 -fPIC -fno-builtin");
+    let linked = patch(&program, &o).unwrap();
+    assert_eq!(how(&linked, "abs"), How::Import { weak: false });
+    assert!(linked.report.notes.iter().any(|n| n.contains("`abs`")));
+    let options = LinkOptions { bind: vec![("abs".into(), "b.c:abs".into())], ..LinkOptions::default() };
+    assert!(matches!(how(&patch_with(&program, &[&o], &options).unwrap(), "abs"), How::Program(_)));
+    // Without the import, the static one is meant, with a warning if a library has the name.
+    let program = program_of(
+        &[("a.c", "int b(void); int p(void) { return b(); } int main(void) { return p(); }"), ("b.c", b)],
+        "-O1 -pie -fPIE -fno-builtin",
+    );
+    let options = LinkOptions { known_imports: names(&["abs"]), ..LinkOptions::default() };
+    let linked = patch_with(&program, &[&o], &options).unwrap();
+    assert!(matches!(how(&linked, "abs"), How::Program(_)));
+    assert!(linked.package.warnings.iter().any(|n| n.contains("`abs`")));
+}
+
+#[test]
+fn data_is_not_called() {
+    let program = pie(
+        "static int index_; int rename_me; int p(void) { return rename_me++ + index_++; } int main(void) { return p(); }",
+    );
+    let o = object("int index_(int); int p(void) { return index_(1) + 1; }");
+    refused(patch(&program, &o), "kind-mismatch", &["`index_`", "data in the program"]);
+}

@@ -375,3 +375,43 @@ fn plain_names_of_cxx_functions() {
     assert_eq!(linked.package.sites[0].old, "_ZN3net4openEi");
     refused(patch_with(&program, &[&o], &LinkOptions::default()), "no-patch-function", &["`open`"]);
 }
+
+#[test]
+fn functions_without_code() {
+    let program = pie(
+        "__asm__(\".pushsection .bss\\n.globl ghost\\n.type ghost,@function\\nghost: .zero 8\\n.size ghost,8\\n.popsection\");
+        int p(void) { return 1; } int main(void) { return p(); }",
+    );
+    let o = object("int n(void) { return 1; }");
+    refused(patch_with(&program, &[&o], &replacing(&[("n", "ghost")])), "no-code", &["`ghost`", "0x"]);
+}
+
+#[test]
+fn copies_of_inline_functions() {
+    let header = "inline __attribute__((noinline)) int twice(int x) { return x * 2; }";
+    let program = program_of(
+        &[(
+            "m.cc",
+            &format!("{header} int p(int x) {{ return twice(x); }} int main(int c, char **) {{ return p(c); }}"),
+        )],
+        "-O1 -fPIE -pie",
+    );
+    let o = object_named("p.cc", &format!("{header} int p(int x) {{ return twice(x) + 1; }}"), "-O1 -fPIC");
+    let linked = patch(&program, &o).unwrap();
+    assert_eq!(sites(&linked), [pair("_Z1pi", "_Z1pi")], "vague copies are not what the patch is about");
+    assert!(linked.package.warnings.iter().any(|w| w.contains("_Z5twicei")), "{:?}", linked.package.warnings);
+    // With nothing else in common they are.
+    let o = object_named("p.cc", &format!("{header} int fresh(int x) {{ return twice(x) + 1; }}"), "-O1 -fPIC");
+    assert_eq!(sites(&patch(&program, &o).unwrap()), [pair("_Z5twicei", "_Z5twicei")]);
+}
+
+#[test]
+fn static_replacements_beside_other_functions_are_pointed_out() {
+    let source =
+        marked("FIXFUN(same) static int __attribute__((used)) same(void) { return 5; } int fresh(void) { return 1; }");
+    let noted = |flags: &str| {
+        let linked = patch(&pie(PROGRAM), &object_named("p.c", &source, flags)).unwrap();
+        linked.report.notes.iter().any(|n| n.contains("-ffunction-sections"))
+    };
+    assert!(noted("-O1 -fPIC") && !noted("-O1 -fPIC -ffunction-sections"));
+}
