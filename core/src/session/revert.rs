@@ -209,6 +209,7 @@ fn retire(
         // Between this look and the unmapping nobody can get a new reference: no site leads to the image, and no
         // memory or register names it.
         resume_all(target)?;
+        longest = longest.max(clock.now_us().saturating_sub(stopped_at));
         match why {
             None => {
                 discard(target, arch, record)?;
