@@ -51,12 +51,7 @@ pub(super) fn describe(listing: &Listing<'_>, raw: Raw, to: LinkAddr, out: &mut 
 }
 
 /// Refuses a function that nothing reaches.
-pub(super) fn judge(
-    listing: &Listing<'_>,
-    site: &Site,
-    judged: &Judged,
-    all: &[Judged],
-) -> Result<(), JudgeError> {
+pub(super) fn judge(listing: &Listing<'_>, site: &Site, judged: &Judged, all: &[Judged]) -> Result<(), JudgeError> {
     let mut refuted = BTreeSet::new();
     // References are taken for real until a path to a root is found; only those on the path are looked at closer.
     for _ in 0..PATIENCE {

@@ -2,7 +2,7 @@
 
 use crate::addr::LinkAddr;
 use crate::error::{Class, Explain};
-use alloc::{string::String, vec::Vec};
+use alloc::{boxed::Box, string::String, vec::Vec};
 use core::fmt;
 
 /// A branch (or a table entry, or a pointer) that lands where the trampoline would be written.
@@ -71,6 +71,19 @@ impl fmt::Display for InlinedCopy {
     }
 }
 
+/// A caller that knows which registers its callee leaves alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reliance {
+    /// Who relies on the registers.
+    pub caller: String,
+    /// The function it calls: the replaced one, or one that calls it.
+    pub callee: String,
+    /// Address of the call.
+    pub at: LinkAddr,
+    /// The registers.
+    pub registers: Vec<&'static str>,
+}
+
 /// A list for a message: at most ten items, then how many more there are.
 pub(super) struct List<'a, T>(pub &'a [T]);
 
@@ -123,7 +136,7 @@ pub enum JudgeError {
         /// Length of the shortest jump that the site's alignment admits, bytes.
         needed: u8,
         /// All figures.
-        figures: WindowFigures,
+        figures: Box<WindowFigures>,
     },
     /// The jump would replace bytes that are no instructions.
     #[error("`{function}`: the bytes at {at} are no instruction that tfix knows, and a jump would overwrite them")]
@@ -167,7 +180,8 @@ pub enum JudgeError {
     /// Nothing calls the function.
     #[error(
         "nothing in the program calls `{function}`{}: the compiler has most likely inlined it into its callers, or merged it with an identical function (or it is unused){}",
-        OnlyFrom(only_from), Likely(likely)
+        OnlyFrom(only_from),
+        Likely(likely)
     )]
     NoCaller {
         /// The function.
@@ -195,22 +209,16 @@ pub enum JudgeError {
     },
     /// A caller keeps values in registers that the new function changes.
     #[error(
-        "`{caller}` keeps {} across its call of `{callee}` at {at}, which the old `{function}` leaves alone and the new `{new}` changes",
-        List(registers)
+        "`{}` keeps {} across its call of `{}` at {}, which the old `{function}` leaves alone and the new `{new}` changes",
+        reliance.caller, List(&reliance.registers), reliance.callee, reliance.at
     )]
     IpaRa {
         /// The replaced function.
         function: String,
         /// The new function.
         new: String,
-        /// Who relies on the registers.
-        caller: String,
-        /// The function it calls: the replaced one, or one that calls it.
-        callee: String,
-        /// Address of the call.
-        at: LinkAddr,
-        /// The registers.
-        registers: Vec<&'static str>,
+        /// Who relies on what.
+        reliance: Box<Reliance>,
     },
 }
 

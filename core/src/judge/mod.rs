@@ -13,7 +13,7 @@ mod listing;
 mod similar;
 mod window;
 
-pub use error::{InlinedCopy, JudgeError, Obstacle, WindowFigures};
+pub use error::{InlinedCopy, JudgeError, Obstacle, Reliance, WindowFigures};
 
 use crate::arch::Arch;
 use crate::decode::Decoder;

@@ -10,7 +10,13 @@ use super::window::Judged;
 use crate::addr::LinkAddr;
 use crate::decode::{Flow, Insn};
 use crate::model::Site;
-use alloc::{collections::{BTreeMap, BTreeSet}, format, rc::Rc, string::String, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    rc::Rc,
+    string::String,
+    vec::Vec,
+};
 
 /// How many functions are compared at most.
 const NEIGHBOURS: usize = 64;
@@ -112,7 +118,7 @@ pub(super) fn judge(
     judged: &Judged,
     all: &[Judged],
 ) -> (Result<(), JudgeError>, Option<String>) {
-    let best = likenesses(listing, judged, all).into_iter().filter(|l| l.calls).max_by_key(|l| l.common);
+    let best = likenesses(listing, judged, all, false).into_iter().filter(|l| l.calls).max_by_key(|l| l.common);
     let Some(best) = best else { return (Ok(()), None) };
     let entry = judged.figures.entry.0;
     // A recursion, or a loop that may have been one.
@@ -133,40 +139,39 @@ pub(super) fn judge(
 
 /// Functions that seem to hold a copy of one that nothing calls, for a message.
 pub(super) fn name_likely(listing: &Listing<'_>, judged: &Judged, all: &[Judged]) -> Vec<String> {
-    let likely = likenesses(listing, judged, all).into_iter().filter(|l| l.at_least(5, 4));
+    let likely = likenesses(listing, judged, all, true).into_iter().filter(|l| l.at_least(5, 4));
     likely.map(|l| format!("`{}` at {}", l.name, l.addr)).collect()
 }
 
-/// Compares a function with its neighbours in the call graph: callers, callees, and other callers of these.
-fn likenesses(listing: &Listing<'_>, judged: &Judged, all: &[Judged]) -> Vec<Likeness> {
+/// Compares a function with its callers and, where `siblings`, with its callees and their other callers.
+fn likenesses(listing: &Listing<'_>, judged: &Judged, all: &[Judged], siblings: bool) -> Vec<Likeness> {
     let list = pairs(listing, &judged.parts[0]);
     let own: BTreeSet<u64> = list.iter().copied().collect();
     if own.len() < 4 {
         return Vec::new();
     }
     let entry = judged.figures.entry.0;
-    let callees: BTreeSet<u64> =
-        judged.parts.iter().flat_map(|p| &p.insns).filter_map(|i| direct_target(i.flow)).collect();
     let mut near: BTreeMap<u64, Rc<Function>> = BTreeMap::new();
     let mut meet = |f: Rc<Function>| {
         if f.entry != entry && !callers::inside(all, f.entry) && near.len() < NEIGHBOURS {
             near.insert(f.entry, f);
         }
     };
-    for at in core::iter::once(entry).chain(callees.iter().copied()) {
-        // Elsewhere in the body: no function of its own.
-        let Some(extent) = listing.extent(at).filter(|e| e.entry == at) else { continue };
-        let callers = listing.references(extent.entry, extent.entry.saturating_add(1));
-        if at != entry {
-            listing.function(at).into_iter().for_each(&mut meet);
-            if callers.len() > NEIGHBOURS {
-                continue;
-            }
-        }
-        for &raw in callers.iter().take(NEIGHBOURS) {
+    let meet_callers = |of: u64, meet: &mut dyn FnMut(Rc<Function>)| {
+        for &raw in listing.references(of, of.saturating_add(1)).iter().take(NEIGHBOURS) {
             if let Source::Insn(f, _) = listing.confirm(raw) {
                 meet(f);
             }
+        }
+    };
+    meet_callers(entry, &mut meet);
+    if siblings {
+        let flows = judged.parts.iter().flat_map(|p| &p.insns).map(|i| i.flow);
+        let callees: BTreeSet<u64> = flows.filter_map(direct_target).collect();
+        // Jumps inside the body lead to no function's start.
+        for at in callees.into_iter().filter(|&at| listing.extent(at).is_some_and(|e| e.entry == at)) {
+            listing.function(at).into_iter().for_each(&mut meet);
+            meet_callers(at, &mut meet);
         }
     }
     let compare = |f: &Rc<Function>| {

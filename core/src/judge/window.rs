@@ -7,7 +7,7 @@ use crate::addr::LinkAddr;
 use crate::decode::Flow;
 use crate::model::Site;
 use crate::program::Symbol;
-use alloc::{format, rc::Rc, string::String, vec::Vec};
+use alloc::{boxed::Box, format, rc::Rc, string::String, vec::Vec};
 
 /// The longest window that is looked for, bytes.
 pub(super) const LONGEST_WINDOW: u64 = 64;
@@ -74,7 +74,7 @@ pub(super) fn judge(listing: &Listing<'_>, site: &Site) -> Result<Judged, JudgeE
         if figures.obstacle.is_none() && window >= u64::from(needed) {
             return Err(JudgeError::Undecodable { function: name(), at: LinkAddr(decoded) });
         }
-        return Err(JudgeError::WindowTooSmall { function: name(), needed, figures });
+        return Err(JudgeError::WindowTooSmall { function: name(), needed, figures: Box::new(figures) });
     }
     let end = from + u64::from(figures.window);
     figures.return_inside = parts[0]

@@ -15,6 +15,9 @@ use alloc::{boxed::Box, string::String, vec, vec::Vec};
 
 /// First wait between attempts, and the longest, microseconds.
 const WAIT_US: (u64, u64) = (500, 20_000);
+/// How long the others may stay stopped while threads that are inside are led out: half of the first attempt's
+/// budget, and the longest, microseconds.
+const LEAD_OUT_US: (u64, u64) = (500, 20_000);
 
 /// A patch that was applied.
 #[derive(Clone, Debug)]
@@ -330,6 +333,14 @@ fn commit(
         let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let outcome = match checker.check(target, &threads) {
+            Ok(blockers) if !blockers.is_empty() => {
+                // Longer at each attempt: the first ones hardly disturb, the later ones get through.
+                let budget = (LEAD_OUT_US.0 << attempts.min(10)).min(LEAD_OUT_US.1);
+                checker.lead_out(target, blockers, clock, stopped_at + budget)
+            }
+            other => other,
+        };
+        let outcome = match outcome {
             Ok(blockers) if blockers.is_empty() => write_sites(target, record).map(|()| Vec::new()),
             other => other,
         };

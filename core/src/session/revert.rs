@@ -8,7 +8,7 @@ use crate::session::error::{Blocker, SessionError};
 use crate::session::record::{Record, State};
 use crate::session::stack::Protected;
 use crate::session::{Clock, Inspected, attach, hex, inspect, is_active, resume_all, stop_all};
-use crate::target::{Target, TargetError, ThreadId};
+use crate::target::{Mapping, Target, TargetError, ThreadId};
 use alloc::{format, string::String, vec, vec::Vec};
 
 /// First wait between attempts, and the longest, microseconds.
@@ -16,7 +16,7 @@ const WAIT_US: (u64, u64) = (500, 20_000);
 /// How long to wait for threads to leave the image before it is parked, microseconds.
 const LEAVE_US: u64 = 200_000;
 /// More writable memory than this is not searched for pointers into the image while everybody is stopped, bytes.
-const MAX_SEARCH: u64 = 64 << 20;
+const MAX_SEARCH: u64 = 32 << 20;
 /// Memory is searched in pieces of this many bytes.
 const CHUNK: u64 = 1 << 20;
 
@@ -27,7 +27,7 @@ pub struct Reverted {
     pub record: Record,
     /// The image stays mapped, because something may still refer to it: what, as a clause.
     pub parked: Option<String>,
-    /// How long all threads were stopped in the attempt that wrote the sites, microseconds.
+    /// The longest time that all threads were stopped, microseconds.
     pub pause_us: u64,
     /// How many times the threads were stopped.
     pub attempts: u32,
@@ -48,8 +48,8 @@ pub fn revert(
     let mut record = choose(target, &found.records, name)?;
     topmost(&found.records, &record)?;
     let (pause_us, attempts) = put_back(target, arch, &found, &mut record, timeout_ms, clock)?;
-    let parked = retire(target, arch, &found, &mut record, clock)?;
-    Ok(Reverted { record, parked, pause_us, attempts })
+    let (parked, retire_us) = retire(target, arch, &found, &mut record, clock)?;
+    Ok(Reverted { record, parked, pause_us: pause_us.max(retire_us), attempts })
 }
 
 fn choose(target: &dyn Target, records: &[Record], name: Option<&str>) -> Result<Record, SessionError> {
@@ -165,14 +165,15 @@ fn restore(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionEr
     Ok(record.set_state(target, State::Parked)?)
 }
 
-/// Frees the image if nothing refers to it; else it stays, as `Parked`. Returns why.
+/// Frees the image if nothing refers to it; else it stays, as `Parked`. Returns why, and the longest stop, microseconds.
 fn retire(
     target: &mut dyn Target,
     arch: &dyn Arch,
     found: &Inspected,
     record: &mut Record,
     clock: &mut dyn Clock,
-) -> Result<Option<String>, SessionError> {
+) -> Result<(Option<String>, u64), SessionError> {
+    let mut longest = 0;
     let mut ranges = vec![record.image_range()];
     if record.islands.1 != 0 {
         ranges.push((record.islands.0, record.islands.0.offset(record.islands.1)));
@@ -186,6 +187,7 @@ fn retire(
     let mut wait = WAIT_US.0;
     loop {
         attach(target)?;
+        let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let why = match checker.check(target, &threads) {
             Ok(b) => match b.first() {
@@ -207,13 +209,14 @@ fn retire(
         // Between this look and the unmapping nobody can get a new reference: no site leads to the image, and no
         // memory or register names it.
         resume_all(target)?;
+        longest = longest.max(clock.now_us().saturating_sub(stopped_at));
         match why {
             None => {
                 discard(target, arch, record)?;
-                return Ok(None);
+                return Ok((None, longest));
             }
             Some(why) if clock.now_us().saturating_sub(begin) >= LEAVE_US || target.interrupted() => {
-                return Ok(Some(why));
+                return Ok((Some(why), longest));
             }
             Some(_) => {
                 clock.wait_us(wait);
@@ -247,8 +250,10 @@ fn search(
     }
     let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
     let own = |at: RunAddr| at >= record.at && at < record.at.offset(record.region_size);
+    // What lies below a thread's stack pointer is dead.
+    let live = |m: &Mapping| (stacks.iter().copied().find(|sp| m.contains(*sp)).unwrap_or(m.start), m.end);
     let writable: Vec<_> = maps.iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)).collect();
-    let total: u64 = writable.iter().map(|m| m.end.0 - m.start.0).sum();
+    let total: u64 = writable.iter().map(|m| live(m)).map(|(from, to)| to.0 - from.0).sum();
     if total > MAX_SEARCH {
         return Ok(Some(format!(
             "{} MiB of writable memory are too many to search for pointers into the image",
@@ -258,8 +263,7 @@ fn search(
     let word = usize::from(layout.word);
     let mut buf = vec![0u8; CHUNK as usize];
     for m in writable {
-        // What lies below a thread's stack pointer is dead.
-        let mut at = stacks.iter().copied().find(|sp| m.contains(*sp)).unwrap_or(m.start);
+        let (mut at, _) = live(m);
         while at < m.end {
             let n = (m.end.0 - at.0).min(CHUNK) as usize;
             let piece = &mut buf[..n];

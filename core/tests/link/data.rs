@@ -7,7 +7,7 @@ use tigerfix_core::link::{How, LinkError, LinkOptions};
 const PROGRAM: &str = "
     int counter = 5; long zeroed; int numbers[10]; static int hidden_one = 4;
     const int limit = 3;
-    int p(void) { return counter + zeroed + numbers[1] + hidden_one + limit; }
+    int p(void) { return counter + zeroed + numbers[1] + hidden_one++ + limit; }
     int main(void) { return p(); }";
 
 fn with(source: &str) -> Result<tigerfix_core::link::Linked, LinkError> {
@@ -23,7 +23,11 @@ fn uninitialised_data_is_the_programs() {
     let uses = "int use(void) { return counter + zeroed + numbers[2]; }";
     let linked = with(&format!("int counter; long zeroed; int numbers[10]; {uses}")).unwrap();
     assert!(["counter", "zeroed", "numbers"].iter().all(|n| program_at(&linked, n)));
-    let o = object_named("p.c", &format!("int counter; long zeroed; int numbers[8]; {uses} int p(void) {{ return 1; }}"), "-O1 -fPIC -fcommon");
+    let o = object_named(
+        "p.c",
+        &format!("int counter; long zeroed; int numbers[8]; {uses} int p(void) {{ return 1; }}"),
+        "-O1 -fPIC -fcommon",
+    );
     let linked = patch(&pie(PROGRAM), &o).unwrap();
     assert!(["counter", "zeroed", "numbers"].iter().all(|n| program_at(&linked, n)), "COMMON, and smaller than there");
     assert!(linked.report.placements.iter().all(|p| p.section != "COMMON"), "takes no room");
@@ -116,11 +120,19 @@ fn the_largest_common_counts() {
 #[test]
 fn common_symbols_are_aligned_and_apart() {
     for extra in ["", "static int in_bss; int *get(void) { return &in_bss; }"] {
-        let source = format!("char c1; double d1; int ten[10]; char c2; double d2; {extra} int p(void) {{ return c1 + d1 + ten[3] + c2 + d2; }}");
+        let source = format!(
+            "char c1; double d1; int ten[10]; char c2; double d2; {extra} int p(void) {{ return c1 + d1 + ten[3] + c2 + d2; }}"
+        );
         let linked = patch(&pie(PROGRAM), &object_named("p.c", &source, "-O1 -fPIC -fcommon")).unwrap();
         let data = span(&linked.package, false, true);
         assert_eq!(data.data.len(), 0, "nothing but zeros");
-        let mut rooms: Vec<(u64, u64)> = linked.report.placements.iter().filter(|p| p.size > 0 && p.offset >= data.offset).map(|p| (p.offset, p.size)).collect();
+        let mut rooms: Vec<(u64, u64)> = linked
+            .report
+            .placements
+            .iter()
+            .filter(|p| p.size > 0 && p.offset >= data.offset)
+            .map(|p| (p.offset, p.size))
+            .collect();
         rooms.sort_unstable();
         assert_eq!(rooms.len(), 5 + usize::from(!extra.is_empty()));
         assert!(rooms.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0), "{rooms:x?}");
@@ -134,11 +146,18 @@ fn common_symbols_are_aligned_and_apart() {
 #[test]
 fn inline_objects_of_cxx_are_the_programs_if_they_are_alike() {
     let text = |v: &str, size: &str| {
-        format!("inline int tuned[{size}] = {{ {v} }}; struct A {{ virtual int f() {{ return 1; }} }};
-            int p(A *a) {{ return a->f() + tuned[0]; }}")
+        format!(
+            "inline int tuned[{size}] = {{ {v} }}; struct A {{ virtual int f() {{ return 1; }} }};
+            int p(A *a) {{ return a->f() + tuned[0]; }}"
+        )
     };
-    let program = program_of(&[("m.cc", &(text("4, 2", "2") + "int main() { A a; return p(&a); }"))], "-O1 -fPIE -pie -std=c++17");
-    let o = |v: &str, size: &str| object_named("p.cc", &(text(v, size) + "A *make() { return new A; }"), "-O1 -fPIC -std=c++17");
+    let program = program_of(
+        &[("m.cc", &(text("4, 2", "2") + "int main() { A a; return p(&a); }"))],
+        "-O1 -fPIE -pie -std=c++17",
+    );
+    let o = |v: &str, size: &str| {
+        object_named("p.cc", &(text(v, size) + "A *make() { return new A; }"), "-O1 -fPIC -std=c++17")
+    };
     let options = replacing(&[("_Z1pP1A", "_Z1pP1A")]);
     let linked = patch_with(&program, &[&o("4, 2", "2")], &options).unwrap();
     assert!(matches!(how(&linked, "tuned"), How::Program(_)));
@@ -151,7 +170,9 @@ fn inline_objects_of_cxx_are_the_programs_if_they_are_alike() {
 fn comdat_groups_are_kept_once() {
     let header = "inline __attribute__((noinline)) int twice(int x) { return x * 2; } inline int shared_counter = 3;";
     let a = format!("{header} int p() {{ return twice(++shared_counter); }}");
-    let b = format!("{header} int fresh() {{ return twice(++shared_counter) + 1; }} int fresh2() {{ return fresh() + twice(2); }}");
+    let b = format!(
+        "{header} int fresh() {{ return twice(++shared_counter) + 1; }} int fresh2() {{ return fresh() + twice(2); }}"
+    );
     let program = program_of(&[("m.cc", "int p() { return 1; } int main() { return p(); }")], "-O1 -fPIE -pie");
     let o = |s: &str| object_named("p.cc", s, "-O1 -fPIC -std=c++17");
     let linked = patch_with(&program, &[&o(&a), &o(&b)], &LinkOptions::default()).unwrap();
@@ -177,7 +198,9 @@ fn comdat_groups_are_kept_once() {
 #[test]
 fn arrays_that_the_program_collects_are_warned_about() {
     let entry = "__attribute__((used, section(\"hooks\"))) static int hook = 1;";
-    let program = pie(&format!("{entry} extern int __start_hooks[], __stop_hooks[]; int p(void) {{ return __stop_hooks - __start_hooks; }} int main(void) {{ return p(); }}"));
+    let program = pie(&format!(
+        "{entry} extern int __start_hooks[], __stop_hooks[]; int p(void) {{ return __stop_hooks - __start_hooks; }} int main(void) {{ return p(); }}"
+    ));
     let linked = patch(&program, &object(&format!("{entry} int p(void) {{ return 2; }}"))).unwrap();
     assert!(linked.package.warnings.iter().any(|w| w.contains("hooks")), "{:?}", linked.package.warnings);
 }

@@ -50,7 +50,11 @@ fn typing_slips() {
     let program = pie(PROGRAM);
     let o = object("int print_golbal(void); int p(void) { return print_golbal(); }");
     let linked = patch(&program, &o).unwrap();
-    assert!(linked.package.warnings.iter().any(|w| w.contains("did you mean `print_global`")), "{:?}", linked.package.warnings);
+    assert!(
+        linked.package.warnings.iter().any(|w| w.contains("did you mean `print_global`")),
+        "{:?}",
+        linked.package.warnings
+    );
     let options = LinkOptions { imports_known: true, ..LinkOptions::default() };
     let e = patch_with(&program, &[&o], &options);
     refused(e, "undefined-symbol", &["print_golbal", "`print_global`", "p0.o: .text+0x", "in `p`"]);
@@ -60,9 +64,16 @@ fn typing_slips() {
 
 #[test]
 fn a_static_program_has_no_imports() {
-    let program = bare("int counter; int print_global(void) { return counter; } int p(void) { return print_global(); }");
-    let o = object("int print_golbal(void); int missing_a(void); int missing_b(void); int p(void) { return print_golbal() + missing_a() + missing_b(); }");
-    let e = refused(patch(&program, &o), "undefined-symbol", &["`print_golbal`", "did you mean `print_global`?", "missing_a, missing_b"]);
+    let program =
+        bare("int counter; int print_global(void) { return counter; } int p(void) { return print_global(); }");
+    let o = object(
+        "int print_golbal(void); int missing_a(void); int missing_b(void); int p(void) { return print_golbal() + missing_a() + missing_b(); }",
+    );
+    let e = refused(
+        patch(&program, &o),
+        "undefined-symbol",
+        &["`print_golbal`", "did you mean `print_global`?", "missing_a, missing_b"],
+    );
     assert!(e.hint().is_some());
     let LinkError::Undefined { place, .. } = e else { panic!() };
     assert_eq!((place.object.as_str(), place.section.as_str(), place.within.as_deref()), ("p0.o", ".text", Some("p")));
@@ -70,8 +81,13 @@ fn a_static_program_has_no_imports() {
 
 #[test]
 fn a_static_pie_has_no_imports_either() {
-    let program = program_of(&[("p.c", "int p(void) { return 1; } int main(void) { return p(); }")], "-O1 -static-pie -fPIE");
-    refused(patch(&program, &object("int missing_a(void); int p(void) { return missing_a(); }")), "undefined-symbol", &["missing_a"]);
+    let program =
+        program_of(&[("p.c", "int p(void) { return 1; } int main(void) { return p(); }")], "-O1 -static-pie -fPIE");
+    refused(
+        patch(&program, &object("int missing_a(void); int p(void) { return missing_a(); }")),
+        "undefined-symbol",
+        &["missing_a"],
+    );
 }
 
 #[test]
@@ -114,7 +130,10 @@ fn statics_of_several_files() {
         assert!(matches!(how(&linked, "only"), How::Program(_)), "the only one of that name");
     }
     refused(patch_with(&program, &[&o], &bind("c.c:state")), "bad-bind", &["state=c.c:state"]);
-    let unused = LinkOptions { bind: vec![("state".into(), "a.c:state".into()), ("other".into(), "a.c:state".into())], ..LinkOptions::default() };
+    let unused = LinkOptions {
+        bind: vec![("state".into(), "a.c:state".into()), ("other".into(), "a.c:state".into())],
+        ..LinkOptions::default()
+    };
     refused(patch_with(&program, &[&o], &unused), "bad-bind", &["--bind other="]);
 }
 
@@ -122,13 +141,21 @@ fn statics_of_several_files() {
 fn ifuncs_of_the_program_are_left_to_fix() {
     let program = pie("static int one(void) { return 1; } static int (*pick(void))(void) { return one; }
         int multi(void) __attribute__((ifunc(\"pick\"))); int p(void) { return multi(); } int main(void) { return p(); }");
-    let linked = patch(&program, &object("int multi(void); int (*pointer)(void) = multi; int p(void) { return multi() + (multi == pointer); }")).unwrap();
+    let linked = patch(
+        &program,
+        &object("int multi(void); int (*pointer)(void) = multi; int p(void) { return multi() + (multi == pointer); }"),
+    )
+    .unwrap();
     let resolver = tigerfix_core::addr::LinkAddr(address(&program, "multi"));
     assert_eq!(how(&linked, "multi"), How::ProgramIfunc(resolver));
     let all = residue(&linked.package, "multi");
     assert_eq!(all.len(), 2, "the pointer and one slot, for call and comparison: {all:?}");
     assert!(all.iter().all(|(r, s)| r.r_type == 1 && **s == Referent::ProgramIfunc(resolver)));
-    let near = object_named("p.c", "int multi(void); int p(void) { return multi == 0; }", "-O0 -fPIE -mno-direct-extern-access");
+    let near = object_named(
+        "p.c",
+        "int multi(void); int p(void) { return multi == 0; }",
+        "-O0 -fPIE -mno-direct-extern-access",
+    );
     assert!(patch(&program, &near).is_ok());
 }
 
@@ -138,9 +165,41 @@ fn near_references_to_far_symbols_are_refused() {
     let o = object_named("p.c", "extern int far_data; int p(void) { return far_data; }", "-O1 -fPIE");
     let e = refused(patch(&program, &o), "not-position-independent", &["R_X86_64_PC32", "`far_data`", "p0.o: .text+"]);
     assert_eq!(e.hint(), Some("compile the patch with -fPIC"));
-    let o = object_named("p.c", "int far_function(void); int (*p(void))(void) { return far_function; }", "-O1 -fno-pic");
+    let o =
+        object_named("p.c", "int far_function(void); int (*p(void))(void) { return far_function; }", "-O1 -fno-pic");
     refused(patch(&program, &o), "not-position-independent", &["R_X86_64_32", "`far_function`"]);
     // Calls are another matter, in non-PIC code too.
     let o = object_named("p.c", "int far_function(void); int p(void) { return far_function() + 1; }", "-O1 -fno-pic");
     assert_eq!(patch(&program, &o).unwrap().report.veneers.len(), 1);
+}
+
+#[test]
+fn what_the_program_imports_is_not_its_static() {
+    let a = "#include <stdlib.h>\nint b(void); int p(void) { return abs(-3) + b(); } int main(void) { return p(); }";
+    let b = "static int __attribute__((noinline)) abs(int x) { return x + 1; } int b(void) { return abs(4); }";
+    let program = program_of(&[("a.c", a), ("b.c", b)], "-O1 -pie -fPIE -fno-builtin");
+    let o = object_named("p.c", "int abs(int); int p(void) { return abs(-4); }", "-O1 -fPIC -fno-builtin");
+    let linked = patch(&program, &o).unwrap();
+    assert_eq!(how(&linked, "abs"), How::Import { weak: false });
+    assert!(linked.report.notes.iter().any(|n| n.contains("`abs`")));
+    let options = LinkOptions { bind: vec![("abs".into(), "b.c:abs".into())], ..LinkOptions::default() };
+    assert!(matches!(how(&patch_with(&program, &[&o], &options).unwrap(), "abs"), How::Program(_)));
+    // Without the import, the static one is meant, with a warning if a library has the name.
+    let program = program_of(
+        &[("a.c", "int b(void); int p(void) { return b(); } int main(void) { return p(); }"), ("b.c", b)],
+        "-O1 -pie -fPIE -fno-builtin",
+    );
+    let options = LinkOptions { known_imports: names(&["abs"]), ..LinkOptions::default() };
+    let linked = patch_with(&program, &[&o], &options).unwrap();
+    assert!(matches!(how(&linked, "abs"), How::Program(_)));
+    assert!(linked.package.warnings.iter().any(|n| n.contains("`abs`")));
+}
+
+#[test]
+fn data_is_not_called() {
+    let program = pie(
+        "static int index_; int rename_me; int p(void) { return rename_me++ + index_++; } int main(void) { return p(); }",
+    );
+    let o = object("int index_(int); int p(void) { return index_(1) + 1; }");
+    refused(patch(&program, &o), "kind-mismatch", &["`index_`", "data in the program"]);
 }

@@ -11,3 +11,4 @@ mod relocations;
 mod replace;
 mod support;
 mod tls;
+mod toy;

@@ -24,7 +24,8 @@ fn pair(new: &str, old: &str) -> (String, String) {
 #[test]
 fn a_common_global_name_replaces() {
     let program = pie(PROGRAM);
-    let linked = patch(&program, &object("int helper(void); int p(void) { return 2; } int fresh(void) { return 1; }")).unwrap();
+    let linked =
+        patch(&program, &object("int helper(void); int p(void) { return 2; } int fresh(void) { return 1; }")).unwrap();
     assert_eq!(sites(&linked), [pair("p", "p")]);
     let site = &linked.package.sites[0];
     assert_eq!(site.entry.0, address(&program, "p"));
@@ -91,7 +92,8 @@ fn nothing_to_replace() {
 
 #[test]
 fn old_functions_that_are_not_there() {
-    let program = pie("#include <stdio.h>\nint counter(void) { return 1; } int main(void) { puts(\"\"); return counter(); }");
+    let program =
+        pie("#include <stdio.h>\nint counter(void) { return 1; } int main(void) { puts(\"\"); return counter(); }");
     let object = object("int n(void) { return 1; }");
     let with = |old: &str| patch_with(&program, &[&object], &replacing(&[("n", old)]));
     refused(with("cuonter"), "no-such-function", &["`cuonter`", "did you mean `counter`?"]);
@@ -104,10 +106,14 @@ fn old_functions_that_are_not_there() {
 
 #[test]
 fn a_clone_is_suggested() {
-    let program = pie("static int __attribute__((noinline)) twice(int a) { return a * 2; } int main(int c, char **v) { return twice(c); }");
+    let program = pie(
+        "static int __attribute__((noinline)) twice(int a) { return a * 2; } int main(int c, char **v) { return twice(c); }",
+    );
     let e = patch_with(&program, &[&object("int n(int a) { return a; }")], &replacing(&[("n", "twic")]));
     refused(e, "no-such-function", &["did you mean `twice`"]);
-    let program = pie("int f(int a) __asm__(\"f.constprop.0\"); int f(int a) { return a; } int main(int c, char **v) { return f(c); }");
+    let program = pie(
+        "int f(int a) __asm__(\"f.constprop.0\"); int f(int a) { return a; } int main(int c, char **v) { return f(c); }",
+    );
     let e = patch_with(&program, &[&object("int n(int a) { return a; }")], &replacing(&[("n", "f")]));
     refused(e, "no-such-function", &["did you mean `f.constprop.0`"]);
 }
@@ -128,7 +134,10 @@ fn ambiguous_statics_are_listed_and_picked() {
     assert!(e.hint().unwrap().contains("file.c:NAME"));
     let LinkError::AmbiguousFunction { candidates, .. } = e else { panic!() };
     let entry = |spec: &str| with(spec).unwrap().package.sites[0].entry;
-    assert_eq!((entry("a.c:init"), entry("./src/b.c:init")), (candidates[0].address.unwrap(), candidates[1].address.unwrap()));
+    assert_eq!(
+        (entry("a.c:init"), entry("./src/b.c:init")),
+        (candidates[0].address.unwrap(), candidates[1].address.unwrap())
+    );
     refused(with("c.c:init"), "no-such-function", &["c.c:init", "did you mean `a.c:init`"]);
     // --bind picks for markers too.
     let bind = vec![("init".to_string(), "b.c:init".to_string())];
@@ -161,7 +170,10 @@ fn the_program_static_alone_is_not_replaced_by_chance() {
 #[test]
 fn hidden_functions_of_a_library_count_as_global() {
     let library = program_of(
-        &[("lib.c", "__attribute__((visibility(\"hidden\"))) int hid(int a) { return a + 1; } int pub(int a) { return hid(a); }")],
+        &[(
+            "lib.c",
+            "__attribute__((visibility(\"hidden\"))) int hid(int a) { return a + 1; } int pub(int a) { return hid(a); }",
+        )],
         "-O0 -fPIC -shared",
     );
     let linked = patch(&library, &object("int hid(int a) { return a + 2; }")).unwrap();
@@ -172,7 +184,11 @@ fn hidden_functions_of_a_library_count_as_global() {
 fn one_old_function_one_new_one() {
     let program = pie(PROGRAM);
     let o = object("int n1(void) { return 1; } int n2(void) { return 2; }");
-    refused(patch_with(&program, &[&o], &replacing(&[("n1", "p"), ("n2", "p")])), "duplicate-replacement", &["`p`", "n1", "n2"]);
+    refused(
+        patch_with(&program, &[&o], &replacing(&[("n1", "p"), ("n2", "p")])),
+        "duplicate-replacement",
+        &["`p`", "n1", "n2"],
+    );
     let same = patch_with(&program, &[&o], &replacing(&[("n1", "p"), ("n1", "p")])).unwrap();
     assert_eq!(same.package.sites.len(), 1, "said twice is said once");
     let both = patch_with(&program, &[&o], &replacing(&[("n1", "p"), ("n1", "q")])).unwrap();
@@ -181,10 +197,13 @@ fn one_old_function_one_new_one() {
 
 #[test]
 fn aliases_are_one_function() {
-    let program = pie("int f(void) { return 1; } int g(void) __attribute__((alias(\"f\"))); int main(void) { return f() + g(); }");
+    let program = pie(
+        "int f(void) { return 1; } int g(void) __attribute__((alias(\"f\"))); int main(void) { return f() + g(); }",
+    );
     let e = patch(&program, &object("int f(void) { return 1; } int g(void) { return 2; }"));
     refused(e, "duplicate-replacement", &["`f`", "`g`"]);
-    let linked = patch(&program, &object("int f(void) { return 1; } int g(void) __attribute__((alias(\"f\")));")).unwrap();
+    let linked =
+        patch(&program, &object("int f(void) { return 1; } int g(void) __attribute__((alias(\"f\")));")).unwrap();
     assert_eq!(linked.package.sites.len(), 1);
 }
 
@@ -323,7 +342,8 @@ fn demangle(name: &str) -> Option<String> {
 
 #[test]
 fn plain_names_of_cxx_functions() {
-    let source = "namespace net { int open(int a) { return a; } int open(char a) { return a; } int shut(int a) { return a + 1; }
+    let source =
+        "namespace net { int open(int a) { return a; } int open(char a) { return a; } int shut(int a) { return a + 1; }
         struct S { int get() const; }; int S::get() const { return 3; } }
         int main(int c, char **) { net::S s; return net::open(c) + net::open((char)c) + net::shut(c) + s.get(); }";
     let program = program_of(&[("m.cc", source)], "-O0 -pie -fPIE");
@@ -348,9 +368,50 @@ fn plain_names_of_cxx_functions() {
     let e = patch_with(&program, &[&o], &options("shut", "open"));
     refused(e, "ambiguous-function", &["_ZN3net4openEi", "_ZN3net4openEc"]);
     // A marker's plain name means what has the same parameters.
-    let o = object_named("p.cc", &marked("FIXFUN(open) namespace net { int open(int a) { return a + 9; } }"), "-O1 -fPIC");
+    let o =
+        object_named("p.cc", &marked("FIXFUN(open) namespace net { int open(int a) { return a + 9; } }"), "-O1 -fPIC");
     let with = LinkOptions { demangle: Some(&demangle), ..LinkOptions::default() };
     let linked = patch_with(&program, &[&o], &with).unwrap();
     assert_eq!(linked.package.sites[0].old, "_ZN3net4openEi");
     refused(patch_with(&program, &[&o], &LinkOptions::default()), "no-patch-function", &["`open`"]);
+}
+
+#[test]
+fn functions_without_code() {
+    let program = pie(
+        "__asm__(\".pushsection .bss\\n.globl ghost\\n.type ghost,@function\\nghost: .zero 8\\n.size ghost,8\\n.popsection\");
+        int p(void) { return 1; } int main(void) { return p(); }",
+    );
+    let o = object("int n(void) { return 1; }");
+    refused(patch_with(&program, &[&o], &replacing(&[("n", "ghost")])), "no-code", &["`ghost`", "0x"]);
+}
+
+#[test]
+fn copies_of_inline_functions() {
+    let header = "inline __attribute__((noinline)) int twice(int x) { return x * 2; }";
+    let program = program_of(
+        &[(
+            "m.cc",
+            &format!("{header} int p(int x) {{ return twice(x); }} int main(int c, char **) {{ return p(c); }}"),
+        )],
+        "-O1 -fPIE -pie",
+    );
+    let o = object_named("p.cc", &format!("{header} int p(int x) {{ return twice(x) + 1; }}"), "-O1 -fPIC");
+    let linked = patch(&program, &o).unwrap();
+    assert_eq!(sites(&linked), [pair("_Z1pi", "_Z1pi")], "vague copies are not what the patch is about");
+    assert!(linked.package.warnings.iter().any(|w| w.contains("_Z5twicei")), "{:?}", linked.package.warnings);
+    // With nothing else in common they are.
+    let o = object_named("p.cc", &format!("{header} int fresh(int x) {{ return twice(x) + 1; }}"), "-O1 -fPIC");
+    assert_eq!(sites(&patch(&program, &o).unwrap()), [pair("_Z5twicei", "_Z5twicei")]);
+}
+
+#[test]
+fn static_replacements_beside_other_functions_are_pointed_out() {
+    let source =
+        marked("FIXFUN(same) static int __attribute__((used)) same(void) { return 5; } int fresh(void) { return 1; }");
+    let noted = |flags: &str| {
+        let linked = patch(&pie(PROGRAM), &object_named("p.c", &source, flags)).unwrap();
+        linked.report.notes.iter().any(|n| n.contains("-ffunction-sections"))
+    };
+    assert!(noted("-O1 -fPIC") && !noted("-O1 -fPIC -ffunction-sections"));
 }

@@ -90,7 +90,11 @@ pub fn patch_with(program: &[u8], objects: &[&[u8]], options: &LinkOptions<'_>) 
     if let Ok(linked) = &linked {
         check(&linked.package);
         let again = link(&X86_64, &program, &names, options).unwrap();
-        assert_eq!((&again.package, &again.report), (&linked.package, &linked.report), "the same input, the same output");
+        assert_eq!(
+            (&again.package, &again.report),
+            (&linked.package, &linked.report),
+            "the same input, the same output"
+        );
     }
     linked
 }

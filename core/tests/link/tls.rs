@@ -77,7 +77,8 @@ fn new_ones_are_refused() {
 fn foreign_ones_are_refused() {
     let o = object("extern __thread int elsewhere; int p(void) { return elsewhere; }");
     refused(patch(&pie(PROGRAM), &o), "thread-local", &["`elsewhere`", "another module"]);
-    let library = program_of(&[("l.c", "__thread int second = 2; int p(void) { return second; }")], "-O1 -fPIC -shared");
+    let library =
+        program_of(&[("l.c", "__thread int second = 2; int p(void) { return second; }")], "-O1 -fPIC -shared");
     refused(patch(&library, &object(PATCH)), "thread-local", &["`second`", "shared library"]);
 }
 

@@ -252,7 +252,7 @@ impl PtraceTarget {
         // From the end of a system call the kernel would not restart the one that we had interrupted; from a plain
         // stop it does. So the thread is brought from here to a plain stop before it is let go.
         sys::interrupt(tid).map_err(|e| thread_error(tid, "stop", &e))?;
-        sys::cont(tid).map_err(|e| thread_error(tid, "resume", &e))?;
+        sys::cont(tid, 0).map_err(|e| thread_error(tid, "resume", &e))?;
         let stopped = wait_until(tid, Instant::now() + CALL_TIMEOUT);
         sys::set_sigmask(tid, held.mask).map_err(|e| thread_error(tid, "restore the signal mask of", &e))?;
         match stopped {

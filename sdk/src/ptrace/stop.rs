@@ -44,6 +44,10 @@ impl Stops {
     }
 }
 
+fn did_not_stop(tid: Tid) -> TargetError {
+    TargetError::Timeout { thread: ThreadId(tid as u64), what: "stop", millis: STOP_TIMEOUT.as_millis() as u64 }
+}
+
 /// Waits until `tid` stops or ends, or the deadline.
 pub(super) fn wait_until(tid: Tid, deadline: Instant) -> Wait {
     let begin = Instant::now();
@@ -96,6 +100,14 @@ impl PtraceTarget {
         Ok(new)
     }
 
+    /// Notes that thread `i` stopped, about to get `signal` (0: none).
+    fn stopped(&mut self, i: usize, signal: i32) -> Result<(), TargetError> {
+        let tid = self.stops.threads[i].tid;
+        self.stops.threads[i].state = State::Stopped(signal);
+        self.stops.threads[i].registers = Some(self.mend_call(tid)?);
+        Ok(())
+    }
+
     /// One round: everybody who runs is asked to stop, and waited for.
     fn stop_known(&mut self, deadline: Instant) -> Result<(), TargetError> {
         for t in &mut self.stops.threads {
@@ -115,17 +127,9 @@ impl PtraceTarget {
                     gone.push(tid);
                     continue;
                 }
-                Wait::Nothing => {
-                    return Err(TargetError::Timeout {
-                        thread: ThreadId(tid as u64),
-                        what: "stop",
-                        millis: STOP_TIMEOUT.as_millis() as u64,
-                    });
-                }
+                Wait::Nothing => return Err(did_not_stop(tid)),
             };
-            self.stops.threads[i].state = State::Stopped(signal);
-            let regs = self.mend_call(tid)?;
-            self.stops.threads[i].registers = Some(regs);
+            self.stopped(i, signal)?;
         }
         self.stops.threads.retain(|t| !gone.contains(&t.tid));
         Ok(())
@@ -209,6 +213,43 @@ impl Threads for PtraceTarget {
             let _ = sys::detach(t.tid, signal);
         }
         first_error.map_or(Ok(()), Err)
+    }
+
+    fn step(&mut self, thread: ThreadId) -> Result<(), TargetError> {
+        let tid = thread.0 as Tid;
+        let Some(i) = self.stops.threads.iter().position(|t| t.tid == tid) else { return Ok(()) };
+        if self.stops.threads[i].state != State::Stopped(0) {
+            return Ok(());
+        }
+        sys::step(tid).map_err(|e| thread_error(tid, "step", &e))?;
+        self.stops.threads[i].state = State::Asked;
+        match wait_until(tid, Instant::now() + STOP_TIMEOUT) {
+            // The end of the step.
+            Wait::Signal(libc::SIGTRAP) | Wait::Interrupted { .. } | Wait::Syscall => self.stopped(i, 0),
+            Wait::Signal(s) => self.stopped(i, s),
+            Wait::Gone => {
+                self.stops.threads.remove(i);
+                Ok(())
+            }
+            Wait::Nothing => Err(did_not_stop(tid)),
+        }
+    }
+
+    fn run_some(&mut self, threads: &[ThreadId], micros: u64) -> Result<(), TargetError> {
+        for t in threads {
+            let tid = t.0 as Tid;
+            if let Some(known) = self.stops.threads.iter_mut().find(|k| k.tid == tid)
+                && let State::Stopped(signal) = known.state
+            {
+                sys::cont(tid, signal).map_err(|e| thread_error(tid, "resume", &e))?;
+                known.state = State::Running;
+            }
+        }
+        let end = Instant::now() + Duration::from_micros(micros);
+        while Instant::now() < end {
+            sys::yield_now();
+        }
+        self.stop_known(Instant::now() + STOP_TIMEOUT)
     }
 
     fn thread_name(&mut self, thread: ThreadId) -> String {
