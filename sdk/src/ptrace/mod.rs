@@ -24,7 +24,7 @@ use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{CacheFlush, Calls, Mapping, Mappings, Target, TargetError, Threads};
 
 pub use proc::executable_ident;
-pub use sys::install_interrupt_flag;
+pub use sys::{install_interrupt_flag, raise_priority};
 
 use sys::Tid;
 
@@ -270,6 +270,9 @@ impl PtraceTarget {
 impl Mappings for PtraceTarget {
     fn mappings(&mut self) -> Result<Vec<Mapping>, TargetError> {
         proc::mappings(self.pid)
+    }
+    fn touched(&mut self, mapping: &Mapping) -> Vec<(RunAddr, RunAddr)> {
+        proc::touched(self.pid, mapping).unwrap_or_else(|| vec![(mapping.start, mapping.end)])
     }
     fn file(&mut self, mapping: &Mapping) -> Result<Vec<u8>, TargetError> {
         proc::mapped_file(self.pid, mapping)

@@ -8,9 +8,10 @@ use tigerfix_core::target::{TargetError, ThreadId, Threads};
 
 /// A thread that does not stop within this time (in uninterruptible sleep, say) makes the stop fail.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long to look without a pause for a thread that is about to stop.
-const SPIN: Duration = Duration::from_micros(300);
-const NAP: Duration = Duration::from_micros(50);
+/// How long to look for one thread's stop before we sleep: shorter than to sleep and to be woken takes.
+pub(super) const SPIN: Duration = Duration::from_micros(15);
+/// The longest sleep between looks, should the signal that wakes us go to another thread.
+const NAP: Duration = Duration::from_micros(500);
 
 /// Where an attached thread is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,19 +45,29 @@ impl Stops {
     }
 }
 
-/// Waits until `tid` stops or ends, or the deadline.
-pub(super) fn wait_until(tid: Tid, deadline: Instant) -> Wait {
+/// Waits until `tid` stops or ends, or the deadline; looks for `spin` before it sleeps.
+pub(super) fn wait_until(tid: Tid, deadline: Instant, spin: Duration) -> Wait {
+    match sys::try_wait(tid) {
+        Wait::Nothing => {}
+        other => return other,
+    }
     let begin = Instant::now();
+    while begin.elapsed() < spin {
+        match sys::try_wait(tid) {
+            Wait::Nothing => std::hint::spin_loop(),
+            other => return other,
+        }
+    }
+    let mut news = sys::ChildSignal::block();
     loop {
         match sys::try_wait(tid) {
             Wait::Nothing => {}
             other => return other,
         }
-        let now = Instant::now();
-        if now >= deadline {
+        if Instant::now() >= deadline {
             return Wait::Nothing;
         }
-        if now - begin < SPIN { sys::yield_now() } else { std::thread::sleep(NAP) }
+        news.wait(NAP);
     }
 }
 
@@ -108,7 +119,7 @@ impl PtraceTarget {
         let mut gone = Vec::new();
         for i in 0..self.stops.threads.len() {
             let Thread { tid, state: State::Asked, .. } = self.stops.threads[i] else { continue };
-            let signal = match wait_until(tid, deadline) {
+            let signal = match wait_until(tid, deadline, Duration::ZERO) {
                 Wait::Interrupted { .. } | Wait::Syscall => 0,
                 Wait::Signal(s) => s,
                 Wait::Gone => {
@@ -173,7 +184,8 @@ impl Threads for PtraceTarget {
 
     fn registers(&mut self, thread: ThreadId) -> Result<Registers, TargetError> {
         let tid = thread.0 as Tid;
-        match self.stops.threads.iter().find(|t| t.tid == tid).and_then(|t| t.registers) {
+        let known = self.stops.threads.binary_search_by_key(&tid, |t| t.tid);
+        match known.ok().and_then(|i| self.stops.threads[i].registers) {
             Some(r) => Ok(r),
             None => self.get_registers(tid),
         }
@@ -197,7 +209,7 @@ impl Threads for PtraceTarget {
         }
         for t in threads.iter().filter(|t| !matches!(t.state, State::Stopped(_))) {
             let deadline = Instant::now() + STOP_TIMEOUT;
-            let signal = match wait_until(t.tid, deadline) {
+            let signal = match wait_until(t.tid, deadline, Duration::ZERO) {
                 Wait::Signal(s) => s,
                 Wait::Interrupted { .. } | Wait::Syscall => {
                     let _ = self.mend_call(t.tid);
