@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use tigerfix::SystemClock;
-use tigerfix::ptrace::{PtraceTarget, install_interrupt_flag, raise_priority};
+use tigerfix::ptrace::{PtraceTarget, install_interrupt_flag};
 use tigerfix::session::record::RecordSite;
 use tigerfix::session::{self, Options, Plan, Policy};
 use tigerfix::target::Target as _;
@@ -43,7 +43,6 @@ enum PolicyArg {
 pub fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let (package, arch) = load_package(&args.package, context.arch.as_deref())?;
     install_interrupt_flag();
-    raise_priority();
     let mut target = PtraceTarget::open(args.pid, arch).map_err(|e| Failure::from(&e))?;
     let options = Options {
         policy: match args.policy {

@@ -6,7 +6,7 @@ use crate::output::{Context, Report, count, millis};
 use serde_json::json;
 use tigerfix::SystemClock;
 use tigerfix::arch;
-use tigerfix::ptrace::{PtraceTarget, executable_ident, install_interrupt_flag, raise_priority};
+use tigerfix::ptrace::{PtraceTarget, executable_ident, install_interrupt_flag};
 use tigerfix::session;
 use tigerfix::target::Target as _;
 
@@ -27,7 +27,6 @@ pub fn run(args: &Args, _context: &Context) -> Result<Report, Failure> {
     let ident = executable_ident(args.pid).map_err(|e| Failure::from(&e))?;
     let arch = arch::for_ident(&ident).map_err(|e| Failure::from(&e))?;
     install_interrupt_flag();
-    raise_priority();
     let mut target = PtraceTarget::open(args.pid, arch).map_err(|e| Failure::from(&e))?;
     let timeout = args.timeout.saturating_mul(1000);
     let done = session::revert(&mut target, arch, args.name.as_deref(), timeout, &mut SystemClock::new())

@@ -59,6 +59,7 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Injector {
     held: Option<Held>,
+    urgent: Option<sys::Urgent>,
     gadgets: Option<Gadgets>,
 }
 
@@ -279,8 +280,10 @@ impl Calls for PtraceTarget {
         if tids.is_empty() {
             return Err(TargetError::Gone { what: format!("process {}", self.pid) });
         }
+        let urgent = sys::Urgent::begin();
         for &tid in &tids {
             if let Some(held) = self.hold_thread(tid)? {
+                self.calls.urgent = urgent;
                 self.calls.held = Some(held);
                 return Ok(ThreadId(tid as u64));
             }
@@ -385,9 +388,11 @@ impl Calls for PtraceTarget {
     }
 
     fn release(&mut self) -> Result<(), TargetError> {
-        match self.calls.held.take() {
+        let restored = match self.calls.held.take() {
             Some(held) => self.restore(&held),
             None => Ok(()),
-        }
+        };
+        self.calls.urgent = None;
+        restored
     }
 }

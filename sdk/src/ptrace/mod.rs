@@ -24,7 +24,7 @@ use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{CacheFlush, Calls, Mapping, Mappings, Target, TargetError, Threads};
 
 pub use proc::executable_ident;
-pub use sys::{install_interrupt_flag, raise_priority};
+pub use sys::install_interrupt_flag;
 
 use sys::Tid;
 

@@ -84,7 +84,7 @@ pub fn by_readiness(pid: Tid) -> Vec<Tid> {
 
 /// The state letter of a thread: what follows the command name in /proc/PID/task/TID/stat, which may itself contain
 /// parentheses.
-fn thread_state(pid: Tid, tid: Tid) -> Option<char> {
+pub fn thread_state(pid: Tid, tid: Tid) -> Option<char> {
     let text = fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
     let at = text.iter().rposition(|b| *b == b')')?;
     text.get(at + 2).map(|b| char::from(*b))

@@ -13,6 +13,9 @@ pub(super) const SPIN: Duration = Duration::from_micros(15);
 /// The longest sleep between looks, should the signal that wakes us go to another thread.
 const NAP: Duration = Duration::from_micros(500);
 
+/// With more threads than this, nobody looks which of them are busy.
+const MANY: usize = 1024;
+
 /// Where an attached thread is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -28,12 +31,15 @@ enum State {
 #[derive(Debug, Default)]
 pub(super) struct Stops {
     threads: Vec<Thread>,
+    urgent: Option<sys::Urgent>,
 }
 
 #[derive(Debug)]
 struct Thread {
     tid: Tid,
     state: State,
+    /// It was not asleep when we attached: it notices being stopped, so it is stopped last and let go first.
+    busy: bool,
     /// Registers as they were when it stopped.
     registers: Option<Registers>,
 }
@@ -91,26 +97,35 @@ pub(super) fn seize(pid: Tid, tid: Tid, options: usize) -> Result<bool, TargetEr
 }
 
 impl PtraceTarget {
-    /// Attaches to threads that are not attached yet; returns how many there were.
-    fn seize_new(&mut self) -> Result<usize, TargetError> {
+    /// Attaches to threads that are not attached yet; returns how many there were. `look`: there is time to find out
+    /// which of them are busy.
+    fn seize_new(&mut self, look: bool) -> Result<usize, TargetError> {
         let mut new = 0;
-        for tid in proc::threads(self.pid) {
+        let tids = proc::threads(self.pid);
+        let look = look && (2..=MANY).contains(&tids.len());
+        for tid in tids {
             if self.stops.threads.binary_search_by_key(&tid, |t| t.tid).is_ok() {
                 continue;
             }
+            let busy = !look || proc::thread_state(self.pid, tid) != Some('S');
             if seize(self.pid, tid, 0)? {
                 let at = self.stops.threads.partition_point(|t| t.tid < tid);
-                self.stops.threads.insert(at, Thread { tid, state: State::Running, registers: None });
+                self.stops.threads.insert(at, Thread { tid, state: State::Running, busy, registers: None });
                 new += 1;
             }
         }
         Ok(new)
     }
 
-    /// One round: everybody who runs is asked to stop, and waited for.
+    /// One round: everybody who runs is asked to stop, and waited for; first those who sleep.
     fn stop_known(&mut self, deadline: Instant) -> Result<(), TargetError> {
+        self.stop_some(deadline, false)?;
+        self.stop_some(deadline, true)
+    }
+
+    fn stop_some(&mut self, deadline: Instant, busy: bool) -> Result<(), TargetError> {
         for t in &mut self.stops.threads {
-            if t.state == State::Running {
+            if t.state == State::Running && t.busy == busy {
                 // ESRCH: it ended; the wait below finds out.
                 let _ = sys::interrupt(t.tid);
                 t.state = State::Asked;
@@ -147,7 +162,7 @@ impl PtraceTarget {
         loop {
             self.stop_known(deadline)?;
             // Whoever still ran may have made new threads; once a round finds none, nobody is left to make any.
-            if self.seize_new()? == 0 {
+            if self.seize_new(false)? == 0 {
                 break;
             }
         }
@@ -161,7 +176,7 @@ impl PtraceTarget {
 impl Threads for PtraceTarget {
     fn attach(&mut self) -> Result<(), TargetError> {
         loop {
-            match self.seize_new() {
+            match self.seize_new(true) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
                 Err(e) => {
@@ -173,6 +188,7 @@ impl Threads for PtraceTarget {
     }
 
     fn stop_all(&mut self) -> Result<Vec<ThreadId>, TargetError> {
+        self.stops.urgent = sys::Urgent::begin();
         match self.try_stop_all() {
             Ok(()) => Ok(self.stops.threads.iter().map(|t| ThreadId(t.tid as u64)).collect()),
             Err(e) => {
@@ -193,7 +209,8 @@ impl Threads for PtraceTarget {
 
     fn resume_all(&mut self) -> Result<(), TargetError> {
         let mut first_error = None;
-        let threads = std::mem::take(&mut self.stops.threads);
+        let mut threads = std::mem::take(&mut self.stops.threads);
+        threads.sort_by_key(|t| !t.busy);
         // Those that are stopped first: their pause is what counts.
         for t in &threads {
             if let State::Stopped(signal) = t.state
@@ -220,6 +237,7 @@ impl Threads for PtraceTarget {
             };
             let _ = sys::detach(t.tid, signal);
         }
+        self.stops.urgent = None;
         first_error.map_or(Ok(()), Err)
     }
 

@@ -196,11 +196,29 @@ pub fn page_size() -> u64 {
     u64::try_from(n).ok().filter(|n| *n > 0).unwrap_or(4096)
 }
 
-/// Asks for the highest ordinary priority: while the target is stopped, everybody waits for us. Without the right to it
-/// nothing changes.
-pub fn raise_priority() {
-    // SAFETY: takes plain numbers.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+/// The highest ordinary priority, as long as it lives and where we have the right to it: while threads of the target are
+/// stopped, they wait for us.
+#[derive(Debug)]
+pub struct Urgent {
+    before: libc::c_int,
+}
+
+impl Urgent {
+    /// From now on. `None`: without the right to it nothing changes.
+    pub fn begin() -> Option<Urgent> {
+        // SAFETY: both calls take plain numbers, and are about the calling thread only.
+        unsafe {
+            let before = libc::getpriority(libc::PRIO_PROCESS, 0);
+            (libc::setpriority(libc::PRIO_PROCESS, 0, -20) == 0).then_some(Urgent { before })
+        }
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // SAFETY: takes plain numbers.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, self.before) };
+    }
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
