@@ -228,6 +228,11 @@ mod with_alloc {
         /// # Errors
         /// [`TargetError`]
         fn mappings(&mut self) -> Result<Vec<Mapping>, TargetError>;
+        /// The parts of an anonymous mapping that were ever touched, ascending; the rest reads as zero. The whole of it
+        /// where the transport can't tell.
+        fn touched(&mut self, mapping: &Mapping) -> Vec<(RunAddr, RunAddr)> {
+            alloc::vec![(mapping.start, mapping.end)]
+        }
         /// The whole file behind a mapping, for programs without a build-id.
         ///
         /// # Errors

@@ -81,6 +81,8 @@ pub(super) fn discard(target: &mut dyn Target, arch: &dyn Arch, record: &Record)
 }
 
 /// Steps 3 and 4: allocates, writes the image, settles the residue, writes the record. Nothing refers to it yet.
+///
+/// A thread is held while memory is mapped and resolvers are called. All else is written while nobody is.
 fn prepare(
     target: &mut dyn Target,
     arch: &dyn Arch,
@@ -89,28 +91,51 @@ fn prepare(
     clock: &mut dyn Clock,
 ) -> Result<Record, SessionError> {
     region::hold(target)?;
-    let mapped = map_all(target, arch, package, plan);
-    let built = match mapped {
-        Ok(ref m) => build(target, arch, package, plan, m, clock),
+    let mapped = match map_all(target, arch, package, plan) {
+        Ok(m) => m,
         Err(e) => {
             region::release(target)?;
             return Err(e);
         }
     };
-    let built = match (built, mapped) {
-        (Err(e), Ok(m)) => {
-            let undone = region::unmap(target, arch, m.region, plan.record_size + plan.image_size).and_then(|()| {
-                if m.islands.1 == 0 { Ok(()) } else { region::unmap(target, arch, m.islands.0, m.islands.1) }
-            });
-            if let Err(u) = undone {
-                return Err(SessionError::RolledBack { cause: Box::new(u.into()) });
-            }
-            Err(e)
+    let built = if calls_resolvers(package, plan) {
+        build(target, arch, package, plan, &mapped, clock)
+    } else {
+        let written = region::release(target)
+            .map_err(Into::into)
+            .and_then(|()| build(target, arch, package, plan, &mapped, clock));
+        match written {
+            // Some transports write to read-only memory only through a thread that is stopped.
+            Err(SessionError::Target(TargetError::Memory { action: "write", .. })) => region::hold(target)
+                .map_err(Into::into)
+                .and_then(|()| build(target, arch, package, plan, &mapped, clock)),
+            other => other,
         }
-        (b, _) => b,
+    };
+    let record = match built {
+        Ok(record) => record,
+        Err(e) => {
+            let undone = region::hold(target)
+                .and_then(|()| region::unmap(target, arch, mapped.region, plan.record_size + plan.image_size))
+                .and_then(|()| match mapped.islands.1 {
+                    0 => Ok(()),
+                    size => region::unmap(target, arch, mapped.islands.0, size),
+                });
+            let released = region::release(target);
+            return match undone.and(released) {
+                Ok(()) | Err(TargetError::Gone { .. }) => Err(e),
+                Err(u) => Err(SessionError::RolledBack { cause: Box::new(u.into()) }),
+            };
+        }
     };
     region::release(target)?;
-    built
+    Ok(record)
+}
+
+/// Does the residue refer to functions that choose another one at run time?
+fn calls_resolvers(package: &Package, plan: &Plan) -> bool {
+    let is_resolver = |symbol: u32| matches!(plan.values.get(symbol as usize), Some(Value::Resolver(_)));
+    package.residue.iter().any(|r| is_resolver(r.symbol))
 }
 
 struct Mapped {
@@ -203,8 +228,7 @@ fn build(
 
     // Residue that needs no resolver comes first: resolvers run once the image is there.
     let mut values = plan.values.clone();
-    let resolvers = values.iter().any(|v| matches!(v, Value::Resolver(_)));
-    if resolvers {
+    if calls_resolvers(package, plan) {
         write_spans(target, &spans, image)?;
         let trap = image.offset(package.trap);
         let used: Vec<u32> = package.residue.iter().map(|r| r.symbol).collect();

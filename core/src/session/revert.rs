@@ -2,23 +2,24 @@
 
 use crate::addr::RunAddr;
 use crate::arch::Arch;
-use crate::field::load;
 use crate::session::apply::{discard, restore_sites};
 use crate::session::error::{Blocker, SessionError};
 use crate::session::record::{Record, State};
 use crate::session::stack::Protected;
-use crate::session::{Clock, Inspected, attach, hex, inspect, is_active, resume_all, stop_all};
-use crate::target::{Mapping, Target, TargetError, ThreadId};
+use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_active, resume_all, stop_all};
+use crate::target::{Target, TargetError, ThreadId};
 use alloc::{format, string::String, vec, vec::Vec};
 
 /// First wait between attempts, and the longest, microseconds.
 const WAIT_US: (u64, u64) = (500, 20_000);
 /// How long to wait for threads to leave the image before it is parked, microseconds.
 const LEAVE_US: u64 = 200_000;
-/// More writable memory than this is not searched for pointers into the image while everybody is stopped, bytes.
-const MAX_SEARCH: u64 = 32 << 20;
+/// More memory than this is not searched for pointers into the image while everybody is stopped, bytes.
+const MAX_SEARCH: u64 = 16 << 20;
+/// Mappings up to this size are searched without asking which parts were touched, bytes.
+const SMALL: u64 = 64 << 10;
 /// Memory is searched in pieces of this many bytes.
-const CHUNK: u64 = 1 << 20;
+const CHUNK: u64 = 256 << 10;
 
 /// A patch that was reverted.
 #[derive(Clone, Debug)]
@@ -191,7 +192,7 @@ fn retire(
         let threads = stop_all(target)?;
         let why = match checker.check(target, &threads) {
             Ok(b) => match b.first() {
-                Some(b) => Some(format!("{b}")),
+                Some(b) => Some(format!("{b}").into()),
                 None => match search(target, arch, record, &ranges, &threads) {
                     Ok(found) => found,
                     Err(e) => {
@@ -200,7 +201,7 @@ fn retire(
                     }
                 },
             },
-            Err(e @ SessionError::StackUnknown { .. }) => Some(format!("{e}")),
+            Err(e @ SessionError::StackUnknown { .. }) => Some(format!("{e}").into()),
             Err(e) => {
                 resume_all(target)?;
                 return Err(e);
@@ -215,14 +216,28 @@ fn retire(
                 discard(target, arch, record)?;
                 return Ok((None, longest));
             }
-            Some(why) if clock.now_us().saturating_sub(begin) >= LEAVE_US || target.interrupted() => {
-                return Ok((Some(why), longest));
+            Some(why) if why.for_good || clock.now_us().saturating_sub(begin) >= LEAVE_US || target.interrupted() => {
+                return Ok((Some(why.text), longest));
             }
+            // Every look is a pause: few of them, farther and farther apart.
             Some(_) => {
                 clock.wait_us(wait);
-                wait = (wait * 2).min(WAIT_US.1);
+                wait *= 4;
             }
         }
+    }
+}
+
+/// Why an image has to stay.
+struct Why {
+    text: String,
+    /// Looking again will not change it.
+    for_good: bool,
+}
+
+impl From<String> for Why {
+    fn from(text: String) -> Why {
+        Why { text, for_good: false }
     }
 }
 
@@ -234,7 +249,7 @@ fn search(
     record: &Record,
     ranges: &[(RunAddr, RunAddr)],
     threads: &[ThreadId],
-) -> Result<Option<String>, SessionError> {
+) -> Result<Option<Why>, SessionError> {
     let layout = arch.registers();
     let inside = |v: u64| ranges.iter().any(|r| r.0.0 <= v && v < r.1.0);
     let mut stacks = Vec::new();
@@ -243,38 +258,49 @@ fn search(
         let regs = api.registers(t)?;
         if let Some(r) = (0..layout.count).find(|r| inside(regs.get(*r))) {
             let name = layout.names.get(usize::from(r)).copied().unwrap_or("a register");
-            return Ok(Some(format!("{name} of thread {t} points into the image")));
+            return Ok(Some(format!("{name} of thread {t} points into the image").into()));
         }
-        let red_zone = arch.linux().map_or(0, |l| l.red_zone);
-        stacks.push(RunAddr(regs.get(layout.sp).wrapping_sub(red_zone) & !(u64::from(layout.word) - 1)));
+        stacks.push(regs.get(layout.sp));
     }
-    let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
+    stacks.sort_unstable();
+    let red_zone = arch.linux().map_or(0, |l| l.red_zone);
+    let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?;
     let own = |at: RunAddr| at >= record.at && at < record.at.offset(record.region_size);
-    // What lies below a thread's stack pointer is dead.
-    let live = |m: &Mapping| (stacks.iter().copied().find(|sp| m.contains(*sp)).unwrap_or(m.start), m.end);
-    let writable: Vec<_> = maps.iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)).collect();
-    let total: u64 = writable.iter().map(|m| live(m)).map(|(from, to)| to.0 - from.0).sum();
-    if total > MAX_SEARCH {
-        return Ok(Some(format!(
-            "{} MiB of writable memory are too many to search for pointers into the image",
-            total >> 20
-        )));
+    let mut pieces: Vec<(RunAddr, RunAddr, String)> = Vec::new();
+    let mut total = 0;
+    for mut m in maps.mappings()?.into_iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)) {
+        // Below the lowest stack pointer of a stack nothing is alive.
+        let mut live = m.start;
+        if let Some(&sp) = stacks.get(stacks.partition_point(|sp| *sp < m.start.0)).filter(|sp| **sp < m.end.0) {
+            live = live.max(RunAddr(sp.saturating_sub(red_zone) & !(u64::from(layout.word) - 1)));
+            m.start = m.start.max(RunAddr(live.0 & !0xfff));
+        }
+        let size = m.end.0 - m.start.0;
+        let parts = if m.file == (0, 0) && size > SMALL { maps.touched(&m) } else { vec![(m.start, m.end)] };
+        for (start, end) in parts {
+            let start = start.max(live).min(end);
+            total += end.0 - start.0;
+            pieces.push((start, end, m.name.clone()));
+        }
     }
-    let word = usize::from(layout.word);
-    let mut buf = vec![0u8; CHUNK as usize];
-    for m in writable {
-        let (mut at, _) = live(m);
-        while at < m.end {
-            let n = (m.end.0 - at.0).min(CHUNK) as usize;
+    if total > MAX_SEARCH {
+        let text = format!("{} MiB of writable memory are too many to search for pointers into the image", total >> 20);
+        return Ok(Some(Why { text, for_good: true }));
+    }
+    let largest = pieces.iter().map(|p| p.1.0 - p.0.0).max().unwrap_or(0).min(CHUNK);
+    let mut buf = vec![0u8; largest as usize];
+    for (start, end, name) in pieces {
+        let mut at = start;
+        while at < end {
+            let n = (end.0 - at.0).min(CHUNK) as usize;
             let piece = &mut buf[..n];
             // Device memory and the like can't be read, and holds no pointers of ours.
             if target.read(at, piece).is_ok() {
-                for (i, w) in piece.chunks_exact(word).enumerate() {
-                    if inside(load(w, arch.data_endian())) {
-                        let place = at.offset((i * word) as u64);
-                        let name = if m.name.is_empty() { "anonymous memory" } else { m.name.as_str() };
-                        return Ok(Some(format!("a pointer into the image lies at {place} ({name})")));
-                    }
+                let find = |r: &(RunAddr, RunAddr)| find_word(piece, layout.word, arch.data_endian(), r.0.0..r.1.0);
+                if let Some(i) = ranges.iter().find_map(find) {
+                    let place = at.offset((i * usize::from(layout.word)) as u64);
+                    let name = if name.is_empty() { "anonymous memory" } else { name.as_str() };
+                    return Ok(Some(format!("a pointer into the image lies at {place} ({name})").into()));
                 }
             }
             at = at.offset(n as u64);

@@ -4,7 +4,7 @@
 //! So before it runs, a signal frame with its saved state lies on its stack, and the address that the injected code
 //! returns to is that of the C library's own `rt_sigreturn` code: left alone, the thread restores itself.
 
-use super::stop::{seize, wait_until};
+use super::stop::{SPIN, seize, wait_until};
 use super::sys::{self, Tid, Wait};
 use super::{PtraceTarget, proc, thread_error};
 use memchr::memmem;
@@ -23,8 +23,9 @@ const MAX_STEPS: u32 = 200_000;
 const CHUNK: usize = 64 << 10;
 /// Larger than any extended register state so far.
 const MAX_EXTENDED: usize = 64 << 10;
-/// All signals; the kernel leaves SIGKILL and SIGSTOP out by itself.
-const ALL_SIGNALS: u64 = u64::MAX;
+/// All signals (the kernel leaves SIGKILL and SIGSTOP out by itself) but SIGTRAP: a single step ends with one, and where
+/// that is blocked, the kernel throws away the handler that the process may have for it (force_sig_info_to_task).
+const ALL_SIGNALS: u64 = !(1 << (libc::SIGTRAP - 1));
 /// Bytes kept free between the thread's stack and what we put below it.
 const SLACK: u64 = 64;
 
@@ -58,6 +59,7 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Injector {
     held: Option<Held>,
+    urgent: Option<sys::Urgent>,
     gadgets: Option<Gadgets>,
 }
 
@@ -158,7 +160,7 @@ impl PtraceTarget {
                 Err(e) => return Err(e),
             }
             let _ = sys::interrupt(tid);
-            match wait_until(tid, Instant::now() + STOP_TIMEOUT) {
+            match wait_until(tid, Instant::now() + STOP_TIMEOUT, SPIN) {
                 Wait::Interrupted { .. } => match self.save(tid) {
                     Ok(Some(held)) => return Ok(Some(held)),
                     other => {
@@ -231,7 +233,7 @@ impl PtraceTarget {
     /// Runs the held thread to its next system call boundary.
     fn run_to_boundary(&mut self, tid: Tid) -> Result<(), TargetError> {
         sys::cont_to_syscall(tid).map_err(|e| thread_error(tid, "resume", &e))?;
-        match wait_until(tid, Instant::now() + CALL_TIMEOUT) {
+        match wait_until(tid, Instant::now() + CALL_TIMEOUT, SPIN) {
             Wait::Syscall => Ok(()),
             Wait::Interrupted { .. } => self.run_to_boundary(tid),
             Wait::Gone => Err(TargetError::Gone { what: format!("{} ended", self.describe()) }),
@@ -253,7 +255,7 @@ impl PtraceTarget {
         // stop it does. So the thread is brought from here to a plain stop before it is let go.
         sys::interrupt(tid).map_err(|e| thread_error(tid, "stop", &e))?;
         sys::cont(tid, 0).map_err(|e| thread_error(tid, "resume", &e))?;
-        let stopped = wait_until(tid, Instant::now() + CALL_TIMEOUT);
+        let stopped = wait_until(tid, Instant::now() + CALL_TIMEOUT, SPIN);
         sys::set_sigmask(tid, held.mask).map_err(|e| thread_error(tid, "restore the signal mask of", &e))?;
         match stopped {
             Wait::Interrupted { .. } | Wait::Syscall => {
@@ -272,14 +274,16 @@ impl Calls for PtraceTarget {
         if let Some(h) = &self.calls.held {
             return Ok(ThreadId(h.tid as u64));
         }
-        let mut tids = proc::threads(self.pid);
+        // The search takes longer than all calls together: it is done before anybody is stopped.
+        self.find_gadgets()?;
+        let tids = proc::by_readiness(self.pid);
         if tids.is_empty() {
             return Err(TargetError::Gone { what: format!("process {}", self.pid) });
         }
-        // Threads in uninterruptible sleep come last: they may take long to stop.
-        tids.sort_by_key(|t| proc::status(self.pid, *t).is_none_or(|s| s.state == 'D'));
+        let urgent = sys::Urgent::begin();
         for &tid in &tids {
             if let Some(held) = self.hold_thread(tid)? {
+                self.calls.urgent = urgent;
                 self.calls.held = Some(held);
                 return Ok(ThreadId(tid as u64));
             }
@@ -361,7 +365,7 @@ impl Calls for PtraceTarget {
         self.set_registers(tid, &regs)?;
         for _ in 0..MAX_STEPS {
             sys::step(tid).map_err(|e| thread_error(tid, "step", &e))?;
-            match wait_until(tid, Instant::now() + CALL_TIMEOUT) {
+            match wait_until(tid, Instant::now() + CALL_TIMEOUT, SPIN) {
                 Wait::Signal(libc::SIGTRAP) | Wait::Interrupted { .. } | Wait::Syscall => {}
                 Wait::Signal(s) => {
                     return Err(TargetError::System {
@@ -384,9 +388,11 @@ impl Calls for PtraceTarget {
     }
 
     fn release(&mut self) -> Result<(), TargetError> {
-        match self.calls.held.take() {
+        let restored = match self.calls.held.take() {
             Some(held) => self.restore(&held),
             None => Ok(()),
-        }
+        };
+        self.calls.urgent = None;
+        restored
     }
 }

@@ -251,6 +251,9 @@ impl Mappings for PtraceTarget {
     fn mappings(&mut self) -> Result<Vec<Mapping>, TargetError> {
         proc::mappings(self.pid)
     }
+    fn touched(&mut self, mapping: &Mapping) -> Vec<(RunAddr, RunAddr)> {
+        proc::touched(self.pid, mapping).unwrap_or_else(|| vec![(mapping.start, mapping.end)])
+    }
     fn file(&mut self, mapping: &Mapping) -> Result<Vec<u8>, TargetError> {
         proc::mapped_file(self.pid, mapping)
     }
