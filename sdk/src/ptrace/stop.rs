@@ -51,8 +51,13 @@ impl Stops {
     }
 }
 
-fn did_not_stop(tid: Tid) -> TargetError {
-    TargetError::Timeout { thread: ThreadId(tid as u64), what: "stop", millis: STOP_TIMEOUT.as_millis() as u64 }
+/// Why a thread did not stop in time.
+pub(super) fn did_not_stop(pid: Tid, tid: Tid, what: &'static str, limit: Duration) -> TargetError {
+    // A process that is about to end (it writes a core file, say) never stops again.
+    if proc::status(pid, pid).is_none_or(|s| matches!(s.state, 'Z' | 'X')) {
+        return TargetError::Gone { what: format!("process {pid} ended") };
+    }
+    TargetError::Timeout { thread: ThreadId(tid as u64), what, millis: limit.as_millis() as u64 }
 }
 
 /// Waits until `tid` stops or ends, or the deadline; looks for `spin` before it sleeps.
@@ -91,6 +96,9 @@ pub(super) fn seize(pid: Tid, tid: Tid, options: usize) -> Result<bool, TargetEr
                 None => Ok(false),
                 // A leader that ended before its threads stays as a zombie, which nobody can attach to.
                 Some(s) if matches!(s.state, 'Z' | 'X') => Ok(false),
+                Some(_) if proc::status(pid, pid).is_none_or(|s| matches!(s.state, 'Z' | 'X')) => {
+                    Err(TargetError::Gone { what: format!("process {pid} ended") })
+                }
                 Some(s) if s.tracer != 0 => {
                     Err(TargetError::AlreadyTraced { what: format!("thread {tid}"), tracer: s.tracer as u32 })
                 }
@@ -153,7 +161,7 @@ impl PtraceTarget {
                     gone.push(tid);
                     continue;
                 }
-                Wait::Nothing => return Err(did_not_stop(tid)),
+                Wait::Nothing => return Err(did_not_stop(self.pid, tid, "stop", STOP_TIMEOUT)),
             };
             self.stopped(i, signal)?;
         }
@@ -261,7 +269,7 @@ impl Threads for PtraceTarget {
                 self.stops.threads.remove(i);
                 Ok(())
             }
-            Wait::Nothing => Err(did_not_stop(tid)),
+            Wait::Nothing => Err(did_not_stop(self.pid, tid, "stop", STOP_TIMEOUT)),
         }
     }
 
