@@ -43,22 +43,19 @@ pub fn apply(
     let mut prepared = prepare(target, arch, package, &plan, clock)?;
     match commit(target, arch, package, &plan, options, clock, &mut prepared) {
         Ok((pause_us, attempts)) => Ok(Applied { record: prepared, pause_us, attempts }),
-        // The sites are in an unknown state: the record is what can still mend them.
-        Err(e @ SessionError::Stuck { .. }) => Err(e),
+        // Sites may lead to the image: the record is what can still mend them.
+        Err(e @ (SessionError::Stuck { .. } | SessionError::NotResumed { .. })) => Err(e),
         Err(e) => match discard(target, arch, &prepared) {
             Ok(()) => Err(e),
-            Err(undo) if matches!(e, SessionError::Target(TargetError::Gone { .. })) => {
-                let _ = undo;
-                Err(e)
-            }
-            Err(undo) => Err(SessionError::RolledBack {
-                cause: Box::new(SessionError::Target(TargetError::System {
-                    what: alloc::format!("{e}; the unused image at {} could not be unmapped", prepared.at),
-                    why: alloc::format!("{undo}"),
-                })),
-            }),
+            Err(_) if matches!(e, SessionError::Target(TargetError::Gone { .. })) => Err(e),
+            Err(undo) => Err(left_over(e, prepared.at, &undo)),
         },
     }
+}
+
+/// A failure after which memory stays mapped.
+fn left_over(cause: SessionError, at: RunAddr, undo: &dyn core::fmt::Display) -> SessionError {
+    SessionError::RolledBack { cause: Box::new(region::left_over(&cause, at, undo).into()) }
 }
 
 fn interrupted(target: &dyn Target) -> Result<(), SessionError> {
@@ -90,24 +87,33 @@ fn prepare(
     let built = match mapped {
         Ok(ref m) => build(target, arch, package, plan, m, clock),
         Err(e) => {
-            region::release(target)?;
-            return Err(e);
+            return Err(match region::release(target) {
+                Ok(()) => e,
+                Err(cause) => SessionError::NotResumed { what: alloc::format!("{e}"), cause },
+            });
         }
     };
     let built = match (built, mapped) {
         (Err(e), Ok(m)) => {
-            let undone = region::unmap(target, arch, m.region, plan.record_size + plan.image_size).and_then(|()| {
-                if m.islands.1 == 0 { Ok(()) } else { region::unmap(target, arch, m.islands.0, m.islands.1) }
-            });
-            if let Err(u) = undone {
-                return Err(SessionError::RolledBack { cause: Box::new(u.into()) });
+            let mut undone = region::unmap(target, arch, m.region, plan.record_size + plan.image_size);
+            if m.islands.1 != 0 {
+                undone = undone.and(region::unmap(target, arch, m.islands.0, m.islands.1));
             }
-            Err(e)
+            Err(match undone {
+                Ok(()) => e,
+                Err(undo) => left_over(e, m.region, &undo),
+            })
         }
         (b, _) => b,
     };
-    region::release(target)?;
-    built
+    match (region::release(target), built) {
+        (Ok(()), built) => built,
+        (Err(cause), Ok(record)) => {
+            let what = alloc::format!("the image at {} stays mapped, nothing refers to it", record.at);
+            Err(SessionError::NotResumed { what, cause })
+        }
+        (Err(cause), Err(e)) => Err(SessionError::NotResumed { what: alloc::format!("{e}"), cause }),
+    }
 }
 
 struct Mapped {
@@ -130,10 +136,10 @@ fn map_all(target: &mut dyn Target, arch: &dyn Arch, package: &Package, plan: &P
     }
     match map_islands(target, arch, package, plan, &near) {
         Ok(islands) => Ok(Mapped { region, islands }),
-        Err(e) => {
-            region::unmap(target, arch, region, plan.record_size + plan.image_size)?;
-            Err(e)
-        }
+        Err(e) => match region::unmap(target, arch, region, plan.record_size + plan.image_size) {
+            Ok(()) => Err(e),
+            Err(undo) => Err(left_over(e, region, &undo)),
+        },
     }
 }
 
@@ -203,6 +209,8 @@ fn build(
     let resolvers = values.iter().any(|v| matches!(v, Value::Resolver(_)));
     if resolvers {
         write_spans(target, &spans, image)?;
+        // They return to the breakpoint in the image.
+        show(target, package, &spans, image)?;
         let trap = image.offset(package.trap);
         let used: Vec<u32> = package.residue.iter().map(|r| r.symbol).collect();
         for (i, v) in values.iter_mut().enumerate() {
@@ -221,12 +229,7 @@ fn build(
         flush(target, *at, code.bytes().len() as u64)?;
         verify(target, *at, code.bytes(), "island")?;
     }
-    for (s, (offset, data)) in package.spans.iter().zip(&spans) {
-        if s.perm.exec {
-            flush(target, image.offset(*offset), data.len() as u64)?;
-        }
-        verify(target, image.offset(*offset), data, "image")?;
-    }
+    show(target, package, &spans, image)?;
 
     let record = Record {
         at: mapped.region,
@@ -302,6 +305,22 @@ fn write_spans(target: &mut dyn Target, spans: &[(u64, Vec<u8>)], image: RunAddr
     Ok(())
 }
 
+/// Makes the written image visible to instruction fetch, and reads it back.
+fn show(
+    target: &mut dyn Target,
+    package: &Package,
+    spans: &[(u64, Vec<u8>)],
+    image: RunAddr,
+) -> Result<(), SessionError> {
+    for (s, (offset, data)) in package.spans.iter().zip(spans) {
+        if s.perm.exec {
+            flush(target, image.offset(*offset), data.len() as u64)?;
+        }
+        verify(target, image.offset(*offset), data, "image")?;
+    }
+    Ok(())
+}
+
 fn verify(target: &mut dyn Target, at: RunAddr, bytes: &[u8], what: &str) -> Result<(), SessionError> {
     let mut back = vec![0u8; bytes.len()];
     target.read(at, &mut back)?;
@@ -335,11 +354,18 @@ fn commit(
         };
         let resumed = resume_all(target);
         let pause_us = clock.now_us().saturating_sub(stopped_at);
+        if let Err(cause) = resumed {
+            let what = match &outcome {
+                Ok(b) if b.is_empty() => String::from("the patch is in"),
+                Ok(_) => alloc::format!("the patch is not in, its image at {} stays mapped", record.at),
+                Err(e) => alloc::format!("{e}; its image at {} stays mapped", record.at),
+            };
+            return Err(SessionError::NotResumed { what, cause });
+        }
         let blockers: Vec<Blocker> = match outcome {
             Ok(b) => b,
             // A stack that can't be judged now may be judged at the next attempt.
             Err(e @ SessionError::StackUnknown { .. }) => {
-                resumed?;
                 if elapsed_ms(clock, begin) >= options.timeout_ms {
                     return Err(e);
                 }
@@ -349,7 +375,6 @@ fn commit(
             }
             Err(e) => return Err(e),
         };
-        resumed?;
         if blockers.is_empty() {
             return Ok((pause_us, attempts));
         }
@@ -390,6 +415,8 @@ fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), Sessi
     }
     let result = result.and_then(|()| Ok(record.set_state(target, State::Applied)?));
     let Err(cause) = result else { return Ok(()) };
+    // Should the undoing fail as well, the record must say that it is not finished.
+    let _ = record.set_state(target, State::Applying);
     // Put everything back, also the site whose write failed: it may have been written in part.
     match restore_sites(target, &sites).and_then(|()| Ok(record.set_state(target, State::Preparing)?)) {
         Ok(()) => Err(SessionError::RolledBack { cause: Box::new(cause) }),
@@ -397,21 +424,25 @@ fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), Sessi
     }
 }
 
-fn write_site(target: &mut dyn Target, at: RunAddr, bytes: &[u8], function: &str) -> Result<(), SessionError> {
-    target.write(at, bytes)?;
-    flush(target, at, bytes.len() as u64)?;
+pub(super) fn write_site(
+    target: &mut dyn Target,
+    at: RunAddr,
+    bytes: &[u8],
+    function: &str,
+) -> Result<(), SessionError> {
+    let written = target.write(at, bytes);
+    // A write that failed may have stored a part.
+    let flushed = flush(target, at, bytes.len() as u64);
+    written.and(flushed)?;
     verify(target, at, bytes, function)
 }
 
 /// Writes the old bytes of all sites, last first.
 pub(super) fn restore_sites(target: &mut dyn Target, sites: &[RecordSite]) -> Result<(), SessionError> {
-    let mut result = Ok(());
-    for s in sites.iter().rev() {
-        // One that fails must not keep the others from being restored.
+    // One that fails must not keep the others from being restored.
+    let restore = |result: Result<(), SessionError>, s: &RecordSite| {
         let r = write_site(target, s.at, &s.old_bytes, &s.function);
-        if result.is_ok() {
-            result = r;
-        }
-    }
-    result
+        result.and(r)
+    };
+    sites.iter().rev().fold(Ok(()), restore)
 }
