@@ -16,13 +16,14 @@ use crate::program::Binding;
 use alloc::{borrow::Cow, collections::BTreeSet, format, string::String, vec::Vec};
 use gimli::{AbbreviationsCacheStrategy, AttributeValue, DebuggingInformationEntry, RunTimeEndian, constants as dw};
 
+/// What compilers wrote for `DW_AT_linkage_name` before DWARF 4 had it.
+const OLD_LINKAGE_NAME: dw::DwAt = dw::DwAt(0x2007);
+
 type Slice<'a> = gimli::EndianSlice<'a, RunTimeEndian>;
 type Dwarf<'a> = gimli::Dwarf<Slice<'a>>;
 type Unit<'a> = gimli::Unit<Slice<'a>>;
 type Die<'a> = DebuggingInformationEntry<Slice<'a>>;
 
-/// What compilers wrote for DW_AT_linkage_name before DWARF 4.
-const OLD_LINKAGE_NAME: gimli::DwAt = gimli::DwAt(0x2007);
 /// How many references from one entry to another are followed for a name.
 const CHAIN: usize = 8;
 

@@ -52,6 +52,15 @@ impl fmt::Display for Candidate {
     }
 }
 
+/// A number in hexadecimal with its sign, where `{:#x}` would print its two's complement.
+struct Hex(i128);
+
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:#x}", if self.0 < 0 { "-" } else { "" }, self.0.unsigned_abs())
+    }
+}
+
 fn list(candidates: &[Candidate]) -> String {
     let texts: Vec<String> = candidates.iter().map(|c| format!("{c}")).collect();
     texts.join(", ")
@@ -398,7 +407,7 @@ pub enum LinkError {
         why: &'static str,
     },
     /// A value that its field can't hold.
-    #[error("{place}: relocation {name} against `{symbol}`: {value:#x} is not in {min:#x}..={max:#x}")]
+    #[error("{place}: relocation {name} against `{symbol}`: {} is not in {}..={}", Hex(*value), Hex(*min), Hex(*max))]
     Overflow {
         /// psABI name.
         name: &'static str,

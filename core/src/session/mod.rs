@@ -93,7 +93,9 @@ fn stop_all(target: &mut dyn Target) -> Result<Vec<ThreadId>, TargetError> {
 }
 
 fn resume_all(target: &mut dyn Target) -> Result<(), TargetError> {
-    target.threads().ok_or(TargetError::Unsupported { what: "resume threads" })?.resume_all()
+    let threads = target.threads().ok_or(TargetError::Unsupported { what: "resume threads" })?;
+    // Nothing is worse than a target that stays stopped: once more, should it fail.
+    threads.resume_all().or_else(|_| threads.resume_all())
 }
 
 fn attach(target: &mut dyn Target) -> Result<(), TargetError> {

@@ -2,13 +2,13 @@
 
 use crate::addr::RunAddr;
 use crate::arch::Arch;
-use crate::session::apply::{discard, restore_sites};
+use crate::session::apply::{discard, restore_sites, write_site};
 use crate::session::error::{Blocker, SessionError};
-use crate::session::record::{Record, State};
+use crate::session::record::{Record, RecordSite, State};
 use crate::session::stack::Protected;
 use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_active, resume_all, stop_all};
 use crate::target::{Target, TargetError, ThreadId};
-use alloc::{format, string::String, vec, vec::Vec};
+use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 
 /// First wait between attempts, and the longest, microseconds.
 const WAIT_US: (u64, u64) = (500, 20_000);
@@ -49,7 +49,12 @@ pub fn revert(
     let mut record = choose(target, &found.records, name)?;
     topmost(&found.records, &record)?;
     let (pause_us, attempts) = put_back(target, arch, &found, &mut record, timeout_ms, clock)?;
-    let (parked, retire_us) = retire(target, arch, &found, &mut record, clock)?;
+    // The old code is back: what fails from here on only keeps the image mapped.
+    let (parked, retire_us) = match retire(target, arch, &found, &mut record, clock) {
+        Ok(done) => done,
+        Err(e @ SessionError::NotResumed { .. }) => return Err(e),
+        Err(e) => (Some(format!("{e}")), 0),
+    };
     Ok(Reverted { record, parked, pause_us: pause_us.max(retire_us), attempts })
 }
 
@@ -120,18 +125,24 @@ fn put_back(
         let resumed = resume_all(target);
         let pause_us = clock.now_us().saturating_sub(stopped_at);
         let late = clock.now_us().saturating_sub(begin) / 1000 >= timeout_ms;
+        if let Err(cause) = resumed {
+            let what = match &outcome {
+                Ok(b) if b.is_empty() => format!("the old code is back, the image at {} stays mapped", record.at),
+                Ok(_) => String::from("the patch is still in"),
+                Err(e) => format!("{e}"),
+            };
+            return Err(SessionError::NotResumed { what, cause });
+        }
         let blockers = match outcome {
             Ok(b) => b,
             Err(e @ SessionError::StackUnknown { .. }) if late => return Err(e),
             Err(SessionError::StackUnknown { .. }) => {
-                resumed?;
                 clock.wait_us(wait);
                 wait = (wait * 2).min(WAIT_US.1);
                 continue;
             }
             Err(e) => return Err(e),
         };
-        resumed?;
         if blockers.is_empty() {
             return Ok((pause_us, attempts));
         }
@@ -161,9 +172,40 @@ fn restore(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionEr
             });
         }
     }
-    record.set_state(target, State::Reverting)?;
-    restore_sites(target, &record.sites.clone())?;
+    let before = record.state;
+    if let Err(e) = record.set_state(target, State::Reverting) {
+        // It may have been written nevertheless.
+        let _ = record.set_state(target, before);
+        return Err(e.into());
+    }
+    let sites = record.sites.clone();
+    let Err(cause) = old_code(target, record, &sites) else { return Ok(()) };
+    let cause = Box::new(cause);
+    if before == State::Applied {
+        return Err(match new_code(target, record, &sites) {
+            Ok(()) => SessionError::StillApplied { cause },
+            Err(undo) => SessionError::Stuck { cause, undo: Box::new(undo) },
+        });
+    }
+    // Half a patch was there before: the only way is forward.
+    old_code(target, record, &sites).map_err(|again| SessionError::Stuck { cause, undo: Box::new(again) })
+}
+
+fn old_code(target: &mut dyn Target, record: &mut Record, sites: &[RecordSite]) -> Result<(), SessionError> {
+    restore_sites(target, sites)?;
     Ok(record.set_state(target, State::Parked)?)
+}
+
+/// Puts the trampolines in again.
+fn new_code(target: &mut dyn Target, record: &mut Record, sites: &[RecordSite]) -> Result<(), SessionError> {
+    // Should this fail, the record must say that it is not finished.
+    let _ = record.set_state(target, State::Reverting);
+    let write = |result: Result<(), SessionError>, s: &RecordSite| {
+        let r = write_site(target, s.at, &s.new_bytes, &s.function);
+        result.and(r)
+    };
+    sites.iter().fold(Ok(()), write)?;
+    Ok(record.set_state(target, State::Applied)?)
 }
 
 /// Frees the image if nothing refers to it; else it stays, as `Parked`. Returns why, and the longest stop, microseconds.
@@ -190,27 +232,22 @@ fn retire(
         attach(target)?;
         let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
-        let why = match checker.check(target, &threads) {
+        let looked = match checker.check(target, &threads) {
             Ok(b) => match b.first() {
-                Some(b) => Some(format!("{b}").into()),
-                None => match search(target, arch, record, &ranges, &threads) {
-                    Ok(found) => found,
-                    Err(e) => {
-                        resume_all(target)?;
-                        return Err(e);
-                    }
-                },
+                Some(b) => Ok(Some(format!("{b}").into())),
+                None => search(target, arch, record, &ranges, &threads),
             },
-            Err(e @ SessionError::StackUnknown { .. }) => Some(format!("{e}").into()),
-            Err(e) => {
-                resume_all(target)?;
-                return Err(e);
-            }
+            Err(e @ SessionError::StackUnknown { .. }) => Ok(Some(format!("{e}").into())),
+            Err(e) => Err(e),
         };
         // Between this look and the unmapping nobody can get a new reference: no site leads to the image, and no
         // memory or register names it.
-        resume_all(target)?;
+        resume_all(target).map_err(|cause| SessionError::NotResumed {
+            what: format!("the old code is back, the image at {} stays mapped", record.at),
+            cause,
+        })?;
         longest = longest.max(clock.now_us().saturating_sub(stopped_at));
+        let why = looked?;
         match why {
             None => {
                 discard(target, arch, record)?;
