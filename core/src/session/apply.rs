@@ -97,21 +97,27 @@ fn prepare(
             });
         }
     };
-    let built = if calls_resolvers(package, plan) {
-        build(target, arch, package, plan, &mapped, clock)
-    } else {
-        let written = region::release(target)
-            .map_err(Into::into)
-            .and_then(|()| build(target, arch, package, plan, &mapped, clock));
-        match written {
-            // Some transports write to read-only memory only through a thread that is stopped.
-            Err(SessionError::Target(TargetError::Memory { action: "write", .. })) => region::hold(target)
-                .map_err(Into::into)
-                .and_then(|()| build(target, arch, package, plan, &mapped, clock)),
-            other => other,
-        }
-    };
+    // A thread stays held only where its help is needed; else everybody runs while the image is written.
+    let mut held = calls_resolvers(package, plan);
+    if !held {
+        region::release(target).map_err(|cause| SessionError::NotResumed {
+            what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
+            cause,
+        })?;
+    }
+    let mut built = build(target, arch, package, plan, &mapped, clock);
+    if !held && matches!(&built, Err(SessionError::Target(TargetError::Memory { action: "write", .. }))) {
+        // Some transports write to read-only memory only through a thread that is stopped.
+        built = match region::hold(target) {
+            Ok(()) => {
+                held = true;
+                build(target, arch, package, plan, &mapped, clock)
+            }
+            Err(e) => Err(e.into()),
+        };
+    }
     let e = match built {
+        Ok(record) if !held => return Ok(record),
         Ok(record) => {
             return region::release(target).map(|()| record).map_err(|cause| SessionError::NotResumed {
                 what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
@@ -120,8 +126,8 @@ fn prepare(
         }
         Err(e) => e,
     };
-    let mut undone = region::hold(target)
-        .and_then(|()| region::unmap(target, arch, mapped.region, plan.record_size + plan.image_size));
+    let mut undone = if held { Ok(()) } else { region::hold(target) };
+    undone = undone.and_then(|()| region::unmap(target, arch, mapped.region, plan.record_size + plan.image_size));
     if mapped.islands.1 != 0 {
         undone = undone.and(region::unmap(target, arch, mapped.islands.0, mapped.islands.1));
     }
