@@ -89,7 +89,7 @@ fn prepare(
         Err(e) => {
             return Err(match region::release(target) {
                 Ok(()) => e,
-                Err(cause) => SessionError::NotResumed { what: alloc::format!("{e}"), cause },
+                Err(cause) => SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) },
             });
         }
     };
@@ -110,9 +110,9 @@ fn prepare(
         (Ok(()), built) => built,
         (Err(cause), Ok(record)) => {
             let what = alloc::format!("the image at {} stays mapped, nothing refers to it", record.at);
-            Err(SessionError::NotResumed { what, cause })
+            Err(SessionError::NotResumed { what, cause: Box::new(cause) })
         }
-        (Err(cause), Err(e)) => Err(SessionError::NotResumed { what: alloc::format!("{e}"), cause }),
+        (Err(cause), Err(e)) => Err(SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) }),
     }
 }
 
@@ -360,7 +360,7 @@ fn commit(
                 Ok(_) => alloc::format!("the patch is not in, its image at {} stays mapped", record.at),
                 Err(e) => alloc::format!("{e}; its image at {} stays mapped", record.at),
             };
-            return Err(SessionError::NotResumed { what, cause });
+            return Err(SessionError::NotResumed { what, cause: Box::new(cause) });
         }
         let blockers: Vec<Blocker> = match outcome {
             Ok(b) => b,
