@@ -228,6 +228,11 @@ mod with_alloc {
         /// # Errors
         /// [`TargetError`]
         fn mappings(&mut self) -> Result<Vec<Mapping>, TargetError>;
+        /// The parts of an anonymous mapping that were ever touched, ascending; the rest reads as zero. The whole of it
+        /// where the transport can't tell.
+        fn touched(&mut self, mapping: &Mapping) -> Vec<(RunAddr, RunAddr)> {
+            alloc::vec![(mapping.start, mapping.end)]
+        }
         /// The whole file behind a mapping, for programs without a build-id.
         ///
         /// # Errors
@@ -266,13 +271,29 @@ mod with_alloc {
         /// # Errors
         /// [`TargetError`]
         fn resume_all(&mut self) -> Result<(), TargetError>;
+        /// Lets one stopped thread execute one instruction; it is stopped again afterwards. A thread that has a signal
+        /// to take, or ended, is left as it is.
+        ///
+        /// # Errors
+        /// [`TargetError`]; [`TargetError::Unsupported`] where the transport can't.
+        fn step(&mut self, _thread: ThreadId) -> Result<(), TargetError> {
+            Err(TargetError::Unsupported { what: "step a thread" })
+        }
+        /// Lets only these stopped threads run for about `micros` microseconds; all others stay stopped. Threads that
+        /// they make meanwhile run; [`Threads::stop_all`] stops those too.
+        ///
+        /// # Errors
+        /// [`TargetError`]; [`TargetError::Unsupported`] where the transport can't.
+        fn run_some(&mut self, _threads: &[ThreadId], _micros: u64) -> Result<(), TargetError> {
+            Err(TargetError::Unsupported { what: "let single threads run" })
+        }
         /// Name of the thread, for messages (may be empty).
         fn thread_name(&mut self, thread: ThreadId) -> String;
     }
 
     /// Injected calls. Exactly one thread is held between `hold` and `release`; all others go on running.
     pub trait Calls {
-        /// Picks a suitable thread, stops it and saves its state.
+        /// Picks a suitable thread, stops it and saves its state. A thread that is held already stays the one.
         ///
         /// # Errors
         /// [`TargetError`]; nothing is held then.

@@ -4,6 +4,7 @@
 use crate::arch::{self, AnyArch, UnsupportedArch};
 use crate::decoder::CapstoneDecoder;
 use crate::{debug, libraries};
+use std::collections::BTreeSet;
 use std::path::Path;
 use tigerfix_core::error::{Class, Explain};
 use tigerfix_core::judge::{JudgeError, JudgeOptions, Verdict, judge};
@@ -209,7 +210,8 @@ impl<'a> Generate<'a> {
         }
         program.attach_debug_info(info);
 
-        let found = libraries::exports(&program, self.program, self.program_path);
+        let wanted = wanted_imports(&program, &self.objects);
+        let found = libraries::exports(&program, self.program, self.program_path, &wanted);
         self.link.known_imports = found.names;
         self.link.imports_known = found.complete;
         self.link.demangle = Some(&demangle);
@@ -221,6 +223,29 @@ impl<'a> Generate<'a> {
         let bytes = package::write(&package)?;
         Ok(Generated { package, bytes, report: linked.report, verdict })
     }
+}
+
+/// Names that the patch needs and does not define, and that the program neither defines nor imports.
+fn wanted_imports<'d>(program: &Program<'_>, objects: &[(String, &'d [u8])]) -> BTreeSet<&'d str> {
+    use object::{Object as _, ObjectSymbol as _};
+    let mut wanted = BTreeSet::new();
+    let mut defined = BTreeSet::new();
+    // An object that can't be read is the linker's to complain about.
+    for file in objects.iter().filter_map(|o| object::File::parse(o.1).ok()) {
+        for symbol in file.symbols().filter(|s| s.is_global()) {
+            let Ok(name) = symbol.name() else { continue };
+            if symbol.is_undefined() {
+                wanted.insert(name)
+            } else {
+                defined.insert(name)
+            };
+        }
+    }
+    for symbol in &program.symbols {
+        wanted.remove(symbol.name);
+    }
+    wanted.retain(|name| !defined.contains(name) && !program.undefined.contains(name));
+    wanted
 }
 
 /// A readable name for a mangled one (C++ and Rust).

@@ -332,7 +332,7 @@ impl<'a> Walk<'a> {
         let into = self.listing.extent(here).map(|e| String::from(e.symbol.name));
         let into = container
             .and_then(|c| self.name(unit, &c, &self.units).0)
-            .and_then(|n| Some(String::from(n.to_string_lossy())))
+            .map(|n| String::from(n.to_string_lossy()))
             .or(into)
             .unwrap_or_else(|| format!("code at {here:#x}"));
         let number = |n| die.attr_value(n).and_then(|v| v.udata_value()).unwrap_or(0);

@@ -15,6 +15,9 @@ use alloc::{boxed::Box, string::String, vec, vec::Vec};
 
 /// First wait between attempts, and the longest, microseconds.
 const WAIT_US: (u64, u64) = (500, 20_000);
+/// How long the others may stay stopped while threads that are inside are led out: half of the first attempt's
+/// budget, and the longest, microseconds.
+const LEAD_OUT_US: (u64, u64) = (500, 20_000);
 
 /// A patch that was applied.
 #[derive(Clone, Debug)]
@@ -75,6 +78,8 @@ pub(super) fn discard(target: &mut dyn Target, arch: &dyn Arch, record: &Record)
 }
 
 /// Steps 3 and 4: allocates, writes the image, settles the residue, writes the record. Nothing refers to it yet.
+///
+/// A thread is held while memory is mapped and resolvers are called. All else is written while nobody is.
 fn prepare(
     target: &mut dyn Target,
     arch: &dyn Arch,
@@ -83,9 +88,8 @@ fn prepare(
     clock: &mut dyn Clock,
 ) -> Result<Record, SessionError> {
     region::hold(target)?;
-    let mapped = map_all(target, arch, package, plan);
-    let built = match mapped {
-        Ok(ref m) => build(target, arch, package, plan, m, clock),
+    let mapped = match map_all(target, arch, package, plan) {
+        Ok(m) => m,
         Err(e) => {
             return Err(match region::release(target) {
                 Ok(()) => e,
@@ -93,27 +97,45 @@ fn prepare(
             });
         }
     };
-    let built = match (built, mapped) {
-        (Err(e), Ok(m)) => {
-            let mut undone = region::unmap(target, arch, m.region, plan.record_size + plan.image_size);
-            if m.islands.1 != 0 {
-                undone = undone.and(region::unmap(target, arch, m.islands.0, m.islands.1));
-            }
-            Err(match undone {
-                Ok(()) => e,
-                Err(undo) => left_over(e, m.region, &undo),
-            })
+    let built = if calls_resolvers(package, plan) {
+        build(target, arch, package, plan, &mapped, clock)
+    } else {
+        let written = region::release(target)
+            .map_err(Into::into)
+            .and_then(|()| build(target, arch, package, plan, &mapped, clock));
+        match written {
+            // Some transports write to read-only memory only through a thread that is stopped.
+            Err(SessionError::Target(TargetError::Memory { action: "write", .. })) => region::hold(target)
+                .map_err(Into::into)
+                .and_then(|()| build(target, arch, package, plan, &mapped, clock)),
+            other => other,
         }
-        (b, _) => b,
     };
-    match (region::release(target), built) {
-        (Ok(()), built) => built,
-        (Err(cause), Ok(record)) => {
-            let what = alloc::format!("the image at {} stays mapped, nothing refers to it", record.at);
-            Err(SessionError::NotResumed { what, cause: Box::new(cause) })
+    let e = match built {
+        Ok(record) => {
+            return region::release(target).map(|()| record).map_err(|cause| SessionError::NotResumed {
+                what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
+                cause: Box::new(cause),
+            });
         }
-        (Err(cause), Err(e)) => Err(SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) }),
+        Err(e) => e,
+    };
+    let mut undone = region::hold(target)
+        .and_then(|()| region::unmap(target, arch, mapped.region, plan.record_size + plan.image_size));
+    if mapped.islands.1 != 0 {
+        undone = undone.and(region::unmap(target, arch, mapped.islands.0, mapped.islands.1));
     }
+    Err(match (undone, region::release(target)) {
+        (_, Err(cause)) => SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) },
+        (Ok(()) | Err(TargetError::Gone { .. }), Ok(())) => e,
+        (Err(undo), Ok(())) => left_over(e, mapped.region, &undo),
+    })
+}
+
+/// Does the residue refer to functions that choose another one at run time?
+fn calls_resolvers(package: &Package, plan: &Plan) -> bool {
+    let is_resolver = |symbol: u32| matches!(plan.values.get(symbol as usize), Some(Value::Resolver(_)));
+    package.residue.iter().any(|r| is_resolver(r.symbol))
 }
 
 struct Mapped {
@@ -206,8 +228,7 @@ fn build(
 
     // Residue that needs no resolver comes first: resolvers run once the image is there.
     let mut values = plan.values.clone();
-    let resolvers = values.iter().any(|v| matches!(v, Value::Resolver(_)));
-    if resolvers {
+    if calls_resolvers(package, plan) {
         write_spans(target, &spans, image)?;
         // They return to the breakpoint in the image.
         show(target, package, &spans, image)?;
@@ -338,7 +359,7 @@ fn commit(
     record: &mut Record,
 ) -> Result<(u64, u32), SessionError> {
     let _ = package;
-    let mut checker = plan.inspected.checker(arch, &plan.protected);
+    let mut checker = plan.inspected.checker(target, arch, &plan.protected);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     let mut attempts = 0;
@@ -349,6 +370,14 @@ fn commit(
         let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let outcome = match checker.check(target, &threads) {
+            Ok(blockers) if !blockers.is_empty() => {
+                // Longer at each attempt: the first ones hardly disturb, the later ones get through.
+                let budget = (LEAD_OUT_US.0 << attempts.min(10)).min(LEAD_OUT_US.1);
+                checker.lead_out(target, blockers, clock, stopped_at + budget)
+            }
+            other => other,
+        };
+        let outcome = match outcome {
             Ok(blockers) if blockers.is_empty() => write_sites(target, record).map(|()| Vec::new()),
             other => other,
         };

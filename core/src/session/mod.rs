@@ -21,6 +21,7 @@ pub use plan::{Options, Plan, Policy, plan};
 pub use revert::{Reverted, revert};
 
 use crate::arch::Arch;
+use crate::field::Endian;
 use crate::session::modules::Module;
 use crate::session::record::{Record, State};
 use crate::session::stack::{Checker, Protected};
@@ -62,17 +63,19 @@ pub fn inspect(target: &mut dyn Target) -> Result<Inspected, SessionError> {
 
 impl Inspected {
     /// A checker for `protected`, which knows the code of all applied patches.
-    fn checker<'c>(&self, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
+    fn checker<'c>(&self, target: &mut dyn Target, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
         let mut unwinder = Unwinder::new(&self.modules, arch.registers(), arch.data_endian());
         for r in &self.records {
             unwinder.add_patch(r.image_range(), r.eh_frame);
         }
+        unwinder.prepare(target);
         Checker {
             protected,
             layout: arch.registers(),
             endian: arch.data_endian(),
             mappings: self.mappings.clone(),
             unwinder,
+            buffer: Vec::new(),
         }
     }
 }
@@ -99,6 +102,21 @@ fn attach(target: &mut dyn Target) -> Result<(), TargetError> {
     target.threads().ok_or(TargetError::Unsupported { what: "attach to threads" })?.attach()
 }
 
+/// Index of the first word of `bytes` whose value is in `range`. Runs over a lot of memory while everybody waits: a plain
+/// loop for each kind of word.
+fn find_word(bytes: &[u8], word: u8, endian: Endian, range: core::ops::Range<u64>) -> Option<usize> {
+    let len = range.end.saturating_sub(range.start);
+    let hit = |v: u64| v.wrapping_sub(range.start) < len;
+    let (words, _) = bytes.as_chunks::<8>();
+    let (halves, _) = bytes.as_chunks::<4>();
+    match (word, endian) {
+        (8, Endian::Little) => words.iter().position(|w| hit(u64::from_le_bytes(*w))),
+        (8, Endian::Big) => words.iter().position(|w| hit(u64::from_be_bytes(*w))),
+        (_, Endian::Little) => halves.iter().position(|w| hit(u32::from_le_bytes(*w).into())),
+        (_, Endian::Big) => halves.iter().position(|w| hit(u32::from_be_bytes(*w).into())),
+    }
+}
+
 /// Bytes as hex, for messages.
 fn hex(bytes: &[u8]) -> alloc::string::String {
     bytes.iter().map(|b| alloc::format!("{b:02x}")).collect()
@@ -107,4 +125,20 @@ fn hex(bytes: &[u8]) -> alloc::string::String {
 /// Does `record` still change code?
 fn is_active(record: &Record) -> bool {
     record.state != State::Parked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_found_in_both_orders_and_sizes() {
+        let bytes = [0, 0, 0, 0, 0, 0, 0x12, 0x34, 0x34, 0x12, 0, 0, 0, 0, 0, 0, 0x12];
+        let range = 0x1230..0x1235;
+        assert_eq!(find_word(&bytes, 8, Endian::Big, range.clone()), Some(0));
+        assert_eq!(find_word(&bytes, 8, Endian::Little, range.clone()), Some(1));
+        assert_eq!(find_word(&bytes, 4, Endian::Big, range.clone()), Some(1));
+        assert_eq!(find_word(&bytes, 4, Endian::Little, range), Some(2));
+        assert_eq!(find_word(&bytes, 8, Endian::Little, 0x1235..0x1235), None);
+    }
 }

@@ -2,12 +2,11 @@
 
 use crate::addr::RunAddr;
 use crate::arch::Arch;
-use crate::field::load;
 use crate::session::apply::{discard, restore_sites, write_site};
 use crate::session::error::{Blocker, SessionError};
 use crate::session::record::{Record, RecordSite, State};
 use crate::session::stack::Protected;
-use crate::session::{Clock, Inspected, attach, hex, inspect, is_active, resume_all, stop_all};
+use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_active, resume_all, stop_all};
 use crate::target::{Target, TargetError, ThreadId};
 use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 
@@ -15,10 +14,12 @@ use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 const WAIT_US: (u64, u64) = (500, 20_000);
 /// How long to wait for threads to leave the image before it is parked, microseconds.
 const LEAVE_US: u64 = 200_000;
-/// More writable memory than this is not searched for pointers into the image while everybody is stopped, bytes.
-const MAX_SEARCH: u64 = 64 << 20;
+/// More memory than this is not searched for pointers into the image while everybody is stopped, bytes.
+const MAX_SEARCH: u64 = 16 << 20;
+/// Mappings up to this size are searched without asking which parts were touched, bytes.
+const SMALL: u64 = 64 << 10;
 /// Memory is searched in pieces of this many bytes.
-const CHUNK: u64 = 1 << 20;
+const CHUNK: u64 = 256 << 10;
 
 /// A patch that was reverted.
 #[derive(Clone, Debug)]
@@ -27,7 +28,7 @@ pub struct Reverted {
     pub record: Record,
     /// The image stays mapped, because something may still refer to it: what, as a clause.
     pub parked: Option<String>,
-    /// How long all threads were stopped in the attempt that wrote the sites, microseconds.
+    /// The longest time that all threads were stopped, microseconds.
     pub pause_us: u64,
     /// How many times the threads were stopped.
     pub attempts: u32,
@@ -49,12 +50,12 @@ pub fn revert(
     topmost(&found.records, &record)?;
     let (pause_us, attempts) = put_back(target, arch, &found, &mut record, timeout_ms, clock)?;
     // The old code is back: what fails from here on only keeps the image mapped.
-    let parked = match retire(target, arch, &found, &mut record, clock) {
-        Ok(parked) => parked,
+    let (parked, retire_us) = match retire(target, arch, &found, &mut record, clock) {
+        Ok(done) => done,
         Err(e @ SessionError::NotResumed { .. }) => return Err(e),
-        Err(e) => Some(format!("{e}")),
+        Err(e) => (Some(format!("{e}")), 0),
     };
-    Ok(Reverted { record, parked, pause_us, attempts })
+    Ok(Reverted { record, parked, pause_us: pause_us.max(retire_us), attempts })
 }
 
 fn choose(target: &dyn Target, records: &[Record], name: Option<&str>) -> Result<Record, SessionError> {
@@ -105,7 +106,7 @@ fn put_back(
             function: s.entry,
         })
         .collect();
-    let mut checker = found.checker(arch, &windows);
+    let mut checker = found.checker(target, arch, &windows);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     let mut attempts = 0;
@@ -207,14 +208,15 @@ fn new_code(target: &mut dyn Target, record: &mut Record, sites: &[RecordSite]) 
     Ok(record.set_state(target, State::Applied)?)
 }
 
-/// Frees the image if nothing refers to it; else it stays, as `Parked`. Returns why.
+/// Frees the image if nothing refers to it; else it stays, as `Parked`. Returns why, and the longest stop, microseconds.
 fn retire(
     target: &mut dyn Target,
     arch: &dyn Arch,
     found: &Inspected,
     record: &mut Record,
     clock: &mut dyn Clock,
-) -> Result<Option<String>, SessionError> {
+) -> Result<(Option<String>, u64), SessionError> {
+    let mut longest = 0;
     let mut ranges = vec![record.image_range()];
     if record.islands.1 != 0 {
         ranges.push((record.islands.0, record.islands.0.offset(record.islands.1)));
@@ -223,18 +225,19 @@ fn retire(
         .iter()
         .map(|r| Protected { name: record.name.clone(), start: r.0, end: r.1, entry: false, function: record.image })
         .collect();
-    let mut checker = found.checker(arch, &protected);
+    let mut checker = found.checker(target, arch, &protected);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     loop {
         attach(target)?;
+        let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let looked = match checker.check(target, &threads) {
             Ok(b) => match b.first() {
-                Some(b) => Ok(Some(format!("{b}"))),
+                Some(b) => Ok(Some(format!("{b}").into())),
                 None => search(target, arch, record, &ranges, &threads),
             },
-            Err(e @ SessionError::StackUnknown { .. }) => Ok(Some(format!("{e}"))),
+            Err(e @ SessionError::StackUnknown { .. }) => Ok(Some(format!("{e}").into())),
             Err(e) => Err(e),
         };
         // Between this look and the unmapping nobody can get a new reference: no site leads to the image, and no
@@ -243,20 +246,35 @@ fn retire(
             what: format!("the old code is back, the image at {} stays mapped", record.at),
             cause: Box::new(cause),
         })?;
+        longest = longest.max(clock.now_us().saturating_sub(stopped_at));
         let why = looked?;
         match why {
             None => {
                 discard(target, arch, record)?;
-                return Ok(None);
+                return Ok((None, longest));
             }
-            Some(why) if clock.now_us().saturating_sub(begin) >= LEAVE_US || target.interrupted() => {
-                return Ok(Some(why));
+            Some(why) if why.for_good || clock.now_us().saturating_sub(begin) >= LEAVE_US || target.interrupted() => {
+                return Ok((Some(why.text), longest));
             }
+            // Every look is a pause: few of them, farther and farther apart.
             Some(_) => {
                 clock.wait_us(wait);
-                wait = (wait * 2).min(WAIT_US.1);
+                wait *= 4;
             }
         }
+    }
+}
+
+/// Why an image has to stay.
+struct Why {
+    text: String,
+    /// Looking again will not change it.
+    for_good: bool,
+}
+
+impl From<String> for Why {
+    fn from(text: String) -> Why {
+        Why { text, for_good: false }
     }
 }
 
@@ -268,42 +286,58 @@ fn search(
     record: &Record,
     ranges: &[(RunAddr, RunAddr)],
     threads: &[ThreadId],
-) -> Result<Option<String>, SessionError> {
+) -> Result<Option<Why>, SessionError> {
     let layout = arch.registers();
     let inside = |v: u64| ranges.iter().any(|r| r.0.0 <= v && v < r.1.0);
+    let mut stacks = Vec::new();
     for &t in threads {
         let api = target.threads().ok_or(TargetError::Unsupported { what: "read registers" })?;
         let regs = api.registers(t)?;
         if let Some(r) = (0..layout.count).find(|r| inside(regs.get(*r))) {
             let name = layout.names.get(usize::from(r)).copied().unwrap_or("a register");
-            return Ok(Some(format!("{name} of thread {t} points into the image")));
+            return Ok(Some(format!("{name} of thread {t} points into the image").into()));
+        }
+        stacks.push(regs.get(layout.sp));
+    }
+    stacks.sort_unstable();
+    let red_zone = arch.linux().map_or(0, |l| l.red_zone);
+    let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?;
+    let own = |at: RunAddr| at >= record.at && at < record.at.offset(record.region_size);
+    let mut pieces: Vec<(RunAddr, RunAddr, String)> = Vec::new();
+    let mut total = 0;
+    for mut m in maps.mappings()?.into_iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)) {
+        // Below the lowest stack pointer of a stack nothing is alive.
+        let mut live = m.start;
+        if let Some(&sp) = stacks.get(stacks.partition_point(|sp| *sp < m.start.0)).filter(|sp| **sp < m.end.0) {
+            live = live.max(RunAddr(sp.saturating_sub(red_zone) & !(u64::from(layout.word) - 1)));
+            m.start = m.start.max(RunAddr(live.0 & !0xfff));
+        }
+        let size = m.end.0 - m.start.0;
+        let parts = if m.file == (0, 0) && size > SMALL { maps.touched(&m) } else { vec![(m.start, m.end)] };
+        for (start, end) in parts {
+            let start = start.max(live).min(end);
+            total += end.0 - start.0;
+            pieces.push((start, end, m.name.clone()));
         }
     }
-    let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
-    let own = |at: RunAddr| at >= record.at && at < record.at.offset(record.region_size);
-    let writable: Vec<_> = maps.iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)).collect();
-    let total: u64 = writable.iter().map(|m| m.end.0 - m.start.0).sum();
     if total > MAX_SEARCH {
-        return Ok(Some(format!(
-            "{} MiB of writable memory are too many to search for pointers into the image",
-            total >> 20
-        )));
+        let text = format!("{} MiB of writable memory are too many to search for pointers into the image", total >> 20);
+        return Ok(Some(Why { text, for_good: true }));
     }
-    let word = usize::from(layout.word);
-    let mut buf = vec![0u8; CHUNK as usize];
-    for m in writable {
-        let mut at = m.start;
-        while at < m.end {
-            let n = (m.end.0 - at.0).min(CHUNK) as usize;
+    let largest = pieces.iter().map(|p| p.1.0 - p.0.0).max().unwrap_or(0).min(CHUNK);
+    let mut buf = vec![0u8; largest as usize];
+    for (start, end, name) in pieces {
+        let mut at = start;
+        while at < end {
+            let n = (end.0 - at.0).min(CHUNK) as usize;
             let piece = &mut buf[..n];
             // Device memory and the like can't be read, and holds no pointers of ours.
             if target.read(at, piece).is_ok() {
-                for (i, w) in piece.chunks_exact(word).enumerate() {
-                    if inside(load(w, arch.data_endian())) {
-                        let place = at.offset((i * word) as u64);
-                        let name = if m.name.is_empty() { "anonymous memory" } else { m.name.as_str() };
-                        return Ok(Some(format!("a pointer into the image lies at {place} ({name})")));
-                    }
+                let find = |r: &(RunAddr, RunAddr)| find_word(piece, layout.word, arch.data_endian(), r.0.0..r.1.0);
+                if let Some(i) = ranges.iter().find_map(find) {
+                    let place = at.offset((i * usize::from(layout.word)) as u64);
+                    let name = if name.is_empty() { "anonymous memory" } else { name.as_str() };
+                    return Ok(Some(format!("a pointer into the image lies at {place} ({name})").into()));
                 }
             }
             at = at.offset(n as u64);

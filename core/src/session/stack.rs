@@ -8,13 +8,19 @@
 use crate::addr::RunAddr;
 use crate::arch::{RegisterLayout, Registers};
 use crate::field::{Endian, load};
+use crate::session::Clock;
 use crate::session::error::{Blocker, SessionError};
+use crate::session::find_word;
 use crate::session::unwind::Unwinder;
-use crate::target::{Mapping, Target, ThreadId};
-use alloc::{string::String, vec, vec::Vec};
+use crate::target::{Mapping, Target, TargetError, ThreadId};
+use alloc::{string::String, vec::Vec};
 
 /// Stacks are read in pieces of this many bytes.
 const CHUNK: u64 = 256 << 10;
+/// How many instructions a thread is stepped towards the end of a function.
+const MAX_STEPS: u32 = 400;
+/// How long threads that are inside run at a time, microseconds.
+const SLICE_US: u64 = 20;
 
 /// A range of code that no thread may be inside.
 #[derive(Clone, Debug)]
@@ -58,6 +64,14 @@ pub struct Checker<'c, 'm> {
     pub mappings: Vec<Mapping>,
     /// Unwinder.
     pub unwinder: Unwinder<'m>,
+    /// Room for pieces of stacks; kept, because everybody waits.
+    pub buffer: Vec<u8>,
+}
+
+/// The mapping that holds `at`; `mappings` are ascending.
+fn mapping_of(mappings: &[Mapping], at: RunAddr) -> Option<&Mapping> {
+    let i = mappings.partition_point(|m| m.end <= at);
+    mappings.get(i).filter(|m| m.contains(at))
 }
 
 impl Checker<'_, '_> {
@@ -78,6 +92,61 @@ impl Checker<'_, '_> {
             }
         }
         Ok(out)
+    }
+
+    /// Helps threads that are inside to get out, while all others stay stopped: a function that is busy most of the time
+    /// in several threads would otherwise never be free in all of them at once. Short ways out are stepped, so that the
+    /// thread does not run on into its next call; longer ones are run in slices. Ends when nobody is inside any more,
+    /// or when `deadline_us` has passed. Returns who still is.
+    ///
+    /// # Errors
+    /// As [`Checker::check`].
+    pub fn lead_out(
+        &mut self,
+        target: &mut dyn Target,
+        mut blockers: Vec<Blocker>,
+        clock: &mut dyn Clock,
+        deadline_us: u64,
+    ) -> Result<Vec<Blocker>, SessionError> {
+        while !blockers.is_empty() && clock.now_us() < deadline_us {
+            let mut inside = Vec::new();
+            for b in &blockers {
+                // Only who executes the function itself can be near its end.
+                let near = b.frame == Some(0);
+                if !(near && self.step_out(target, b.thread)?) {
+                    inside.push(b.thread);
+                }
+            }
+            if !inside.is_empty() {
+                let Some(api) = target.threads() else { return Ok(blockers) };
+                match api.run_some(&inside, SLICE_US) {
+                    Err(TargetError::Unsupported { .. }) => return Ok(blockers),
+                    other => other?,
+                }
+            }
+            // Those that ran may have made threads, which run.
+            let Some(api) = target.threads() else { return Ok(blockers) };
+            let all = api.stop_all()?;
+            blockers = self.check(target, &all)?;
+        }
+        Ok(blockers)
+    }
+
+    /// Steps a thread until it is outside; `false` after too many steps.
+    fn step_out(&mut self, target: &mut dyn Target, thread: ThreadId) -> Result<bool, SessionError> {
+        for _ in 0..MAX_STEPS {
+            let Some(api) = target.threads() else { return Ok(false) };
+            match api.step(thread) {
+                Err(TargetError::Unsupported { .. }) => return Ok(false),
+                other => other?,
+            }
+            let regs = api.registers(thread)?;
+            let pc = regs.get(self.layout.pc);
+            if !self.protected.iter().any(|p| p.holds_pc(pc)) && self.check_thread(target, thread, &regs)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn blocker(&self, thread: ThreadId, p: &Protected, at: u64, frame: Option<usize>) -> Blocker {
@@ -106,23 +175,22 @@ impl Checker<'_, '_> {
             hit = self.suspect(regs.get(ra));
         }
         let sp = RunAddr(regs.get(self.layout.sp));
-        let mut stack = self.mappings.iter().find(|m| m.contains(sp)).cloned();
-        if stack.is_none()
+        if mapping_of(&self.mappings, sp).is_none()
             && let Some(maps) = target.mappings()
         {
             // A thread younger than our list.
             self.mappings = maps.mappings()?;
-            stack = self.mappings.iter().find(|m| m.contains(sp)).cloned();
         }
-        let Some(stack) = stack else {
+        let Some(stack) = mapping_of(&self.mappings, sp) else {
             return Err(SessionError::StackUnknown { thread, why: "its stack pointer points to no memory" });
         };
-        if hit.is_none() {
-            hit = self.scan(target, sp, stack.end)?;
-        }
         // The thread's own stack is the kernel's [stack] or holds its thread control block; on any other (a signal
         // handler's, a coroutine's) the words below do not tell all.
         let own = stack.name == "[stack]" || self.layout.tp.is_some_and(|tp| stack.contains(RunAddr(regs.get(tp))));
+        let end = stack.end;
+        if hit.is_none() {
+            hit = self.scan(target, sp, end)?;
+        }
         if hit.is_none() && own {
             return Ok(None);
         }
@@ -152,7 +220,7 @@ impl Checker<'_, '_> {
     }
 
     /// The first aligned word in `from..to` that could be a return address into a protected range.
-    fn scan(&self, target: &mut dyn Target, from: RunAddr, to: RunAddr) -> Result<Option<u64>, SessionError> {
+    fn scan(&mut self, target: &mut dyn Target, from: RunAddr, to: RunAddr) -> Result<Option<u64>, SessionError> {
         let (Some(low), Some(high)) =
             (self.protected.iter().map(|p| p.start.0).min(), self.protected.iter().map(|p| p.end.0).max())
         else {
@@ -160,16 +228,24 @@ impl Checker<'_, '_> {
         };
         let word = usize::from(self.layout.word);
         let mut at = RunAddr(from.0 & !(word as u64 - 1));
-        let mut buf = vec![0u8; (to.0.saturating_sub(at.0)).min(CHUNK) as usize];
+        let largest = to.0.saturating_sub(at.0).min(CHUNK) as usize;
+        if self.buffer.len() < largest {
+            self.buffer.resize(largest, 0);
+        }
         while at < to {
             let n = (to.0 - at.0).min(CHUNK) as usize;
-            let piece = &mut buf[..n];
+            let piece = &mut self.buffer[..n];
             target.read(at, piece)?;
-            for w in piece.chunks_exact(word) {
-                let v = load(w, self.endian);
-                if v > low && v <= high && self.suspect(v).is_some() {
+            let mut rest = &self.buffer[..n];
+            // What lies in the hull of all ranges is looked at closely.
+            while let Some(i) =
+                find_word(rest, self.layout.word, self.endian, low.saturating_add(1)..high.saturating_add(1))
+            {
+                let (hit, behind) = rest[i * word..].split_at(word);
+                if let Some(v) = self.suspect(load(hit, self.endian)) {
                     return Ok(Some(v));
                 }
+                rest = behind;
             }
             at = at.offset(n as u64);
         }

@@ -4,7 +4,7 @@
 //! So before it runs, a signal frame with its saved state lies on its stack, and the address that the injected code
 //! returns to is that of the C library's own `rt_sigreturn` code: left alone, the thread restores itself.
 
-use super::stop::{seize, wait_until};
+use super::stop::{SPIN, did_not_stop, seize, wait_until};
 use super::sys::{self, Tid, Wait};
 use super::{PtraceTarget, proc, thread_error};
 use memchr::memmem;
@@ -23,8 +23,9 @@ const MAX_STEPS: u32 = 200_000;
 const CHUNK: usize = 64 << 10;
 /// Larger than any extended register state so far.
 const MAX_EXTENDED: usize = 64 << 10;
-/// All signals; the kernel leaves SIGKILL and SIGSTOP out by itself.
-const ALL_SIGNALS: u64 = u64::MAX;
+/// All signals (the kernel leaves SIGKILL and SIGSTOP out by itself) but SIGTRAP: a single step ends with one, and where
+/// that is blocked, the kernel throws away the handler that the process may have for it (force_sig_info_to_task).
+const ALL_SIGNALS: u64 = !(1 << (libc::SIGTRAP - 1));
 /// Bytes kept free between the thread's stack and what we put below it.
 const SLACK: u64 = 64;
 
@@ -58,6 +59,7 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Injector {
     held: Option<Held>,
+    urgent: Option<sys::Urgent>,
     gadgets: Option<Gadgets>,
 }
 
@@ -66,10 +68,6 @@ impl Injector {
     pub(super) fn held(&self) -> Option<Tid> {
         self.held.as_ref().map(|h| h.tid)
     }
-}
-
-fn timeout(tid: Tid, what: &'static str, limit: Duration) -> TargetError {
-    TargetError::Timeout { thread: ThreadId(tid as u64), what, millis: limit.as_millis() as u64 }
 }
 
 impl PtraceTarget {
@@ -158,7 +156,7 @@ impl PtraceTarget {
                 Err(e) => return Err(e),
             }
             let _ = sys::interrupt(tid);
-            match wait_until(tid, Instant::now() + STOP_TIMEOUT) {
+            match wait_until(tid, Instant::now() + STOP_TIMEOUT, SPIN) {
                 Wait::Interrupted { .. } => match self.save(tid) {
                     Ok(Some(held)) => return Ok(Some(held)),
                     other => {
@@ -231,11 +229,11 @@ impl PtraceTarget {
     /// Runs the held thread to its next system call boundary.
     fn run_to_boundary(&mut self, tid: Tid) -> Result<(), TargetError> {
         sys::cont_to_syscall(tid).map_err(|e| thread_error(tid, "resume", &e))?;
-        match wait_until(tid, Instant::now() + CALL_TIMEOUT) {
+        match wait_until(tid, Instant::now() + CALL_TIMEOUT, SPIN) {
             Wait::Syscall => Ok(()),
             Wait::Interrupted { .. } => self.run_to_boundary(tid),
             Wait::Gone => Err(TargetError::Gone { what: format!("{} ended", self.describe()) }),
-            Wait::Nothing => Err(timeout(tid, "return from a system call", CALL_TIMEOUT)),
+            Wait::Nothing => Err(did_not_stop(self.pid, tid, "return from a system call", CALL_TIMEOUT)),
             Wait::Signal(s) => Err(TargetError::System {
                 what: format!("an injected call in thread {tid}"),
                 why: format!("it got signal {s}"),
@@ -252,8 +250,8 @@ impl PtraceTarget {
         // From the end of a system call the kernel would not restart the one that we had interrupted; from a plain
         // stop it does. So the thread is brought from here to a plain stop before it is let go.
         sys::interrupt(tid).map_err(|e| thread_error(tid, "stop", &e))?;
-        sys::cont(tid).map_err(|e| thread_error(tid, "resume", &e))?;
-        let stopped = wait_until(tid, Instant::now() + CALL_TIMEOUT);
+        sys::cont(tid, 0).map_err(|e| thread_error(tid, "resume", &e))?;
+        let stopped = wait_until(tid, Instant::now() + CALL_TIMEOUT, SPIN);
         sys::set_sigmask(tid, held.mask).map_err(|e| thread_error(tid, "restore the signal mask of", &e))?;
         match stopped {
             Wait::Interrupted { .. } | Wait::Syscall => {
@@ -262,7 +260,7 @@ impl PtraceTarget {
             }
             Wait::Signal(s) => sys::detach(tid, s).map_err(|e| thread_error(tid, "detach from", &e)),
             Wait::Gone => Err(TargetError::Gone { what: format!("{} ended", self.describe()) }),
-            Wait::Nothing => Err(timeout(tid, "stop", CALL_TIMEOUT)),
+            Wait::Nothing => Err(did_not_stop(self.pid, tid, "stop", CALL_TIMEOUT)),
         }
     }
 }
@@ -272,19 +270,21 @@ impl Calls for PtraceTarget {
         if let Some(h) = &self.calls.held {
             return Ok(ThreadId(h.tid as u64));
         }
-        let mut tids = proc::threads(self.pid);
+        // The search takes longer than all calls together: it is done before anybody is stopped.
+        self.find_gadgets()?;
+        let tids = proc::by_readiness(self.pid);
         if tids.is_empty() {
             return Err(TargetError::Gone { what: format!("process {}", self.pid) });
         }
-        // Threads in uninterruptible sleep come last: they may take long to stop.
-        tids.sort_by_key(|t| proc::status(self.pid, *t).is_none_or(|s| s.state == 'D'));
+        let urgent = sys::Urgent::begin();
         for &tid in &tids {
             if let Some(held) = self.hold_thread(tid)? {
+                self.calls.urgent = urgent;
                 self.calls.held = Some(held);
                 return Ok(ThreadId(tid as u64));
             }
         }
-        Err(timeout(tids[0], "stop with enough stack for a call", STOP_TIMEOUT))
+        Err(did_not_stop(self.pid, tids[0], "stop with enough stack for a call", STOP_TIMEOUT))
     }
 
     fn syscall(
@@ -361,7 +361,7 @@ impl Calls for PtraceTarget {
         self.set_registers(tid, &regs)?;
         for _ in 0..MAX_STEPS {
             sys::step(tid).map_err(|e| thread_error(tid, "step", &e))?;
-            match wait_until(tid, Instant::now() + CALL_TIMEOUT) {
+            match wait_until(tid, Instant::now() + CALL_TIMEOUT, SPIN) {
                 Wait::Signal(libc::SIGTRAP) | Wait::Interrupted { .. } | Wait::Syscall => {}
                 Wait::Signal(s) => {
                     return Err(TargetError::System {
@@ -370,7 +370,7 @@ impl Calls for PtraceTarget {
                     });
                 }
                 Wait::Gone => return Err(TargetError::Gone { what: format!("{} ended", self.describe()) }),
-                Wait::Nothing => return Err(timeout(tid, "step", CALL_TIMEOUT)),
+                Wait::Nothing => return Err(did_not_stop(self.pid, tid, "step", CALL_TIMEOUT)),
             }
             let now = self.get_registers(tid)?;
             if now.get(layout.pc) == back {
@@ -384,9 +384,11 @@ impl Calls for PtraceTarget {
     }
 
     fn release(&mut self) -> Result<(), TargetError> {
-        match self.calls.held.take() {
+        let restored = match self.calls.held.take() {
             Some(held) => self.restore(&held),
             None => Ok(()),
-        }
+        };
+        self.calls.urgent = None;
+        restored
     }
 }

@@ -58,6 +58,38 @@ pub fn threads(pid: Tid) -> Vec<Tid> {
     out
 }
 
+/// Threads that are asked for their state before one is chosen.
+const CANDIDATES: usize = 32;
+
+/// Thread ids of a process, best first for injected calls: one that sleeps does not miss the time, one that computes is
+/// stopped in its work, and one in uninterruptible sleep may take long to stop.
+pub fn by_readiness(pid: Tid) -> Vec<Tid> {
+    let mut all = threads(pid);
+    let rank = |tid: &Tid| match thread_state(pid, *tid) {
+        Some('S') => 0,
+        Some('D') | None => 2,
+        Some(_) => 1,
+    };
+    let mut looked_at = 0;
+    for (i, tid) in all.iter().enumerate().take(CANDIDATES) {
+        looked_at = i + 1;
+        if rank(tid) == 0 {
+            all.swap(0, i);
+            return all;
+        }
+    }
+    all[..looked_at].sort_by_cached_key(rank);
+    all
+}
+
+/// The state letter of a thread: what follows the command name in /proc/PID/task/TID/stat, which may itself contain
+/// parentheses.
+pub fn thread_state(pid: Tid, tid: Tid) -> Option<char> {
+    let text = fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let at = text.iter().rposition(|b| *b == b')')?;
+    text.get(at + 2).map(|b| char::from(*b))
+}
+
 /// Name of a thread.
 pub fn thread_name(pid: Tid, tid: Tid) -> String {
     fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).map_or(String::new(), |s| s.trim_end().to_owned())
@@ -117,6 +149,39 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
 /// The kernel writes a newline in a name as `\012` (seq_path, fs/seq_file.c).
 fn unescape(name: &str) -> String {
     name.replace("\\012", "\n")
+}
+
+/// Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst): in memory, or swapped out.
+const PAGE_THERE: u64 = 1 << 63 | 1 << 62;
+/// Larger mappings are not looked up page by page.
+const MAX_PAGES: u64 = 1 << 18;
+
+/// The parts of an anonymous mapping that have pages. `None`: unknown.
+pub fn touched(pid: Tid, m: &Mapping) -> Option<Vec<(RunAddr, RunAddr)>> {
+    use std::os::unix::fs::FileExt as _;
+    let page = super::sys::page_size();
+    let start = RunAddr(m.start.0 / page * page);
+    let count = (m.end.0 - start.0) / page;
+    if count > MAX_PAGES {
+        return None;
+    }
+    let mut entries = vec![0u8; usize::try_from(count * 8).ok()?];
+    let file = fs::File::open(format!("/proc/{pid}/pagemap")).ok()?;
+    file.read_exact_at(&mut entries, start.0 / page * 8).ok()?;
+    let mut out: Vec<(RunAddr, RunAddr)> = Vec::new();
+    for (i, e) in entries.chunks_exact(8).enumerate() {
+        let mut word = [0u8; 8];
+        word.copy_from_slice(e);
+        if u64::from_ne_bytes(word) & PAGE_THERE == 0 {
+            continue;
+        }
+        let at = start.offset(i as u64 * page);
+        match out.last_mut() {
+            Some(last) if last.1 == at => last.1 = at.offset(page),
+            _ => out.push((at, at.offset(page))),
+        }
+    }
+    Some(out)
 }
 
 /// The file behind a mapping: through the kernel's own link where it lets us, else by path in the process's own root.
@@ -182,6 +247,9 @@ mod tests {
         assert!(s.user_memory);
         let exe = maps.iter().find(|m| m.offset == 0 && m.name.starts_with('/')).unwrap();
         assert_eq!(&mapped_file(pid, exe).unwrap()[..4], b"\x7fELF");
+        let stack = maps.iter().find(|m| m.name == "[stack]").unwrap();
+        let parts = touched(pid, stack).unwrap();
+        assert!(!parts.is_empty() && parts.iter().all(|p| stack.start <= p.0 && p.0 < p.1 && p.1 <= stack.end));
         assert_eq!(auxv(pid, 6, size_of::<usize>()).unwrap(), Some(4096));
     }
 }

@@ -34,9 +34,9 @@ pub fn interrupt(tid: Tid) -> io::Result<()> {
     request(libc::PTRACE_INTERRUPT as _, tid, 0, 0)
 }
 
-/// Lets a stopped thread go on.
-pub fn cont(tid: Tid) -> io::Result<()> {
-    request(libc::PTRACE_CONT as _, tid, 0, 0)
+/// Lets a stopped thread go on and delivers `signal` (0: none).
+pub fn cont(tid: Tid, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_CONT as _, tid, 0, signal as usize)
 }
 
 /// Lets a stopped thread go on until the next system call boundary.
@@ -131,9 +131,94 @@ pub fn try_wait(tid: Tid) -> Wait {
     if signal == libc::SIGTRAP | 0x80 { Wait::Syscall } else { Wait::Signal(signal) }
 }
 
-/// Lets another thread run: between looks for a thread that is about to stop.
-pub fn yield_now() {
-    std::thread::yield_now();
+/// While it lives, the signal that the kernel sends when a traced thread stops (SIGCHLD) is kept back in this thread,
+/// so that waiting for it misses none.
+pub struct ChildSignal {
+    before: libc::sigset_t,
+    foreign: bool,
+}
+
+impl ChildSignal {
+    fn set() -> libc::sigset_t {
+        // SAFETY: a zeroed sigset_t is a valid one, and both calls only write to it.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGCHLD);
+            set
+        }
+    }
+
+    /// Keeps the signal back from now on.
+    pub fn block() -> ChildSignal {
+        let set = ChildSignal::set();
+        // SAFETY: as above for the zeroed set; the call reads one set and writes the other, both live.
+        let before = unsafe {
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
+            before
+        };
+        ChildSignal { before, foreign: false }
+    }
+
+    /// Sleeps until the signal comes, for whichever thread, or `limit` has passed.
+    pub fn wait(&mut self, limit: std::time::Duration) {
+        let set = ChildSignal::set();
+        let time =
+            libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(limit.subsec_nanos().min(999_999_999) as i32) };
+        // SAFETY: a zeroed siginfo_t is a valid one; the call reads `set` and `time` and writes `info`, all live.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            if libc::sigtimedwait(&raw const set, &raw mut info, &raw const time) == libc::SIGCHLD {
+                self.foreign |= !matches!(info.si_code, libc::CLD_TRAPPED | libc::CLD_STOPPED);
+            }
+        }
+    }
+}
+
+impl Drop for ChildSignal {
+    fn drop(&mut self) {
+        // SAFETY: `before` is the set that `block` was given; kill takes plain numbers.
+        unsafe {
+            // A handler that the embedding program has for its own children must not miss one.
+            if self.foreign {
+                libc::kill(libc::getpid(), libc::SIGCHLD);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut());
+        }
+    }
+}
+
+/// Size of a page, bytes.
+pub fn page_size() -> u64 {
+    // SAFETY: takes a plain number.
+    let n = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(n).ok().filter(|n| *n > 0).unwrap_or(4096)
+}
+
+/// The highest ordinary priority, as long as it lives and where we have the right to it: while threads of the target are
+/// stopped, they wait for us.
+#[derive(Debug)]
+pub struct Urgent {
+    before: libc::c_int,
+}
+
+impl Urgent {
+    /// From now on. `None`: without the right to it nothing changes.
+    pub fn begin() -> Option<Urgent> {
+        // SAFETY: both calls take plain numbers, and are about the calling thread only.
+        unsafe {
+            let before = libc::getpriority(libc::PRIO_PROCESS, 0);
+            (libc::setpriority(libc::PRIO_PROCESS, 0, -20) == 0).then_some(Urgent { before })
+        }
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // SAFETY: takes plain numbers.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, self.before) };
+    }
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
