@@ -93,7 +93,7 @@ fn prepare(
         Err(e) => {
             return Err(match region::release(target) {
                 Ok(()) => e,
-                Err(cause) => SessionError::NotResumed { what: alloc::format!("{e}"), cause },
+                Err(cause) => SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) },
             });
         }
     };
@@ -121,7 +121,7 @@ fn prepare(
         Ok(record) => {
             return region::release(target).map(|()| record).map_err(|cause| SessionError::NotResumed {
                 what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
-                cause,
+                cause: Box::new(cause),
             });
         }
         Err(e) => e,
@@ -132,7 +132,7 @@ fn prepare(
         undone = undone.and(region::unmap(target, arch, mapped.islands.0, mapped.islands.1));
     }
     Err(match (undone, region::release(target)) {
-        (_, Err(cause)) => SessionError::NotResumed { what: alloc::format!("{e}"), cause },
+        (_, Err(cause)) => SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) },
         (Ok(()) | Err(TargetError::Gone { .. }), Ok(())) => e,
         (Err(undo), Ok(())) => left_over(e, mapped.region, &undo),
     })
@@ -395,7 +395,7 @@ fn commit(
                 Ok(_) => alloc::format!("the patch is not in, its image at {} stays mapped", record.at),
                 Err(e) => alloc::format!("{e}; its image at {} stays mapped", record.at),
             };
-            return Err(SessionError::NotResumed { what, cause });
+            return Err(SessionError::NotResumed { what, cause: Box::new(cause) });
         }
         let blockers: Vec<Blocker> = match outcome {
             Ok(b) => b,
