@@ -102,7 +102,7 @@ fn prepare(
     if !held {
         region::release(target).map_err(|cause| SessionError::NotResumed {
             what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
-            cause,
+            cause: Box::new(cause),
         })?;
     }
     let mut built = build(target, arch, package, plan, &mapped, clock);
