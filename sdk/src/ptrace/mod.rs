@@ -151,10 +151,8 @@ impl PtraceTarget {
             None => result,
         };
         match errno {
-            RESTART_FIRST..=RESTART_LAST => Some(Interrupted { nr, by_kernel: true }),
-            e if e == linux.eintr && linux.restart_after_eintr.contains(&nr) => {
-                Some(Interrupted { nr, by_kernel: false })
-            }
+            RESTART_FIRST..=RESTART_LAST => Some(Interrupted { by_kernel: true }),
+            e if e == linux.eintr && linux.restart_after_eintr.contains(&nr) => Some(Interrupted { by_kernel: false }),
             _ => None,
         }
     }
@@ -162,8 +160,7 @@ impl PtraceTarget {
     /// Puts a thread that a stop threw out of its system call back in order: see [`Threads::stop_all`].
     fn mend_call(&self, tid: Tid) -> Result<Registers, TargetError> {
         let mut regs = self.get_registers(tid)?;
-        if let (Some(Interrupted { by_kernel: false, .. }), Some(linux)) =
-            (self.interrupted_call(&regs), self.arch.linux())
+        if let (Some(Interrupted { by_kernel: false }), Some(linux)) = (self.interrupted_call(&regs), self.arch.linux())
         {
             let layout = self.arch.registers();
             // With this error the kernel makes the call again, unless a signal handler is to run: then the call ends
@@ -188,8 +185,6 @@ const RESTART_LAST: u64 = 516;
 /// A system call that a stop interrupted.
 #[derive(Clone, Copy, Debug)]
 struct Interrupted {
-    /// Its number.
-    nr: u64,
     /// The kernel makes it again by itself.
     by_kernel: bool,
 }
