@@ -447,9 +447,9 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     fn registers(&self) -> &'static RegisterLayout;
     /// Linux conventions, or `None` where this variant has no Linux.
     fn linux(&self) -> Option<&'static LinuxAbi>;
-    /// Builds the frame that `rt_sigreturn` restores `regs`, the extended state `xstate` (as PTRACE_GETREGSET gives it
-    /// with NT_X86_XSTATE or its like) and the signal mask from, below `regs`'s stack pointer. `None`: this variant
-    /// can't, injected calls then do not outlive the tool.
+    /// Builds the frame that `rt_sigreturn` restores `regs`, the extended state `xstate` (vector registers and the like,
+    /// in the form that PTRACE_GETREGSET gives it) and the signal mask from, below `regs`'s stack pointer. `None`: this
+    /// variant can't, injected calls then do not outlive the tool.
     #[cfg(feature = "alloc")]
     fn rescue_frame(&self, regs: &Registers, xstate: &[u8], sigmask: u64) -> Option<RescueFrame>;
 }

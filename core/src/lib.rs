@@ -6,7 +6,7 @@
 //! * [`link`]: patch objects + program -> image and residue (`gen`)
 //! * [`judge`]: may this function be replaced? (`gen`)
 //! * [`package`]: the `.tfp` file
-//! * [`plan`] and [`session`]: apply, list and revert on a live target (`fix`)
+//! * [`session`]: plan, apply, list and revert on a live target (`fix`)
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -45,7 +45,7 @@ pub(crate) fn exports(program: &Program<'_>, data: &[u8], path: &Path, wanted: &
         match read_library(&dirs, &name, &file) {
             Some(bytes) => {
                 if let Ok(library) = object::File::parse(bytes.as_slice()) {
-                    let defined = library.dynamic_symbols().filter(|s| s.is_definition() && s.is_global());
+                    let defined = library.dynamic_symbols().filter(|s| !s.is_undefined() && s.is_global());
                     out.names.extend(defined.filter_map(|s| s.name().ok()).map(str::to_owned));
                     todo.extend(needed(&library));
                 }

@@ -3,6 +3,7 @@
 
 use super::error::JudgeError;
 use super::listing::{Listing, Raw, Source};
+use super::similar;
 use super::window::Judged;
 use crate::addr::LinkAddr;
 use crate::model::Site;
@@ -50,12 +51,16 @@ pub(super) fn describe(listing: &Listing<'_>, raw: Raw, to: LinkAddr, out: &mut 
 }
 
 /// Refuses a function that nothing reaches.
-pub(super) fn judge(listing: &Listing<'_>, site: &Site) -> Result<(), JudgeError> {
+pub(super) fn judge(listing: &Listing<'_>, site: &Site, judged: &Judged, all: &[Judged]) -> Result<(), JudgeError> {
     let mut refuted = BTreeSet::new();
     // References are taken for real until a path to a root is found; only those on the path are looked at closer.
     for _ in 0..PATIENCE {
         let Some(path) = path_to_root(listing, site.entry.0, &refuted) else {
-            return Err(JudgeError::NoCaller { function: site.old.clone(), only_from: users(listing, site) });
+            return Err(JudgeError::NoCaller {
+                function: site.old.clone(),
+                only_from: users(listing, site),
+                likely: similar::name_likely(listing, judged, all),
+            });
         };
         let before = refuted.len();
         refuted.extend(path.into_iter().filter(|&raw| matches!(listing.confirm(raw), Source::Refuted)));

@@ -7,13 +7,14 @@
 //! function changes may grow in turn, so its own callers are looked at too, until nothing new is left.
 
 use super::callers;
-use super::error::JudgeError;
+use super::error::{JudgeError, Reliance};
 use super::listing::{Function, Listing, Raw, Source};
 use super::window::{Judged, has_table};
 use crate::addr::LinkAddr;
 use crate::decode::{Flow, Insn};
 use crate::model::{Package, Referent, Site};
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet, VecDeque},
     format,
     rc::Rc,
@@ -66,10 +67,12 @@ pub(super) fn judge(
                     let refusal = JudgeError::IpaRa {
                         function: site.old.clone(),
                         new: site.new.clone(),
-                        caller: caller.name.clone(),
-                        callee: name,
-                        at: LinkAddr(caller.insns[i].addr),
-                        registers: registers(relied, names),
+                        reliance: Box::new(Reliance {
+                            caller: caller.name.clone(),
+                            callee: name,
+                            at: LinkAddr(caller.insns[i].addr),
+                            registers: registers(relied, names),
+                        }),
                     };
                     return (Err(refusal), None);
                 }
@@ -136,16 +139,10 @@ impl Known<'_> {
             for insn in &f.insns {
                 set |= insn.writes;
                 match insn.flow {
-                    Flow::Call(t) => {
-                        if seen.insert(t) {
-                            queue.push_back(t);
-                        }
-                    }
-                    Flow::Jump(t) | Flow::Branch(t) if !f.contains(t) => {
-                        if seen.insert(t) {
-                            queue.push_back(t);
-                        }
-                    }
+                    // Outside of the program's functions, as a stub of the dynamic linker is.
+                    Flow::Call(t) if self.listing.extent(t).is_none() => set = self.everything,
+                    Flow::Call(t) if seen.insert(t) => queue.push_back(t),
+                    Flow::Jump(t) | Flow::Branch(t) if !f.contains(t) && seen.insert(t) => queue.push_back(t),
                     Flow::CallIndirect => set = self.everything,
                     Flow::JumpIndirect if !has_table(self.listing, &f) => set = self.everything,
                     _ => {}
@@ -261,7 +258,7 @@ impl NewCode<'_> {
         let mut set = 0;
         while let Some(at) = queue.pop_front() {
             let Some(insns) = self.decode(at, base) else { return everything };
-            let end = insns.last().map_or(at, |i| (i.addr - base).saturating_add(i.len.into()));
+            let end = insns.last().map_or(at, |i| i.addr.wrapping_sub(base).saturating_add(i.len.into()));
             for insn in insns {
                 set |= insn.writes;
                 let here = insn.addr.wrapping_sub(base);
@@ -271,8 +268,11 @@ impl NewCode<'_> {
                     _ => continue,
                 };
                 // A field that only the load address settles: the target is not in the bytes.
-                if let Some(r) =
-                    self.package.residue.iter().find(|r| (here..here + u64::from(insn.len)).contains(&r.offset))
+                if let Some(r) = self
+                    .package
+                    .residue
+                    .iter()
+                    .find(|r| (here..here.saturating_add(insn.len.into())).contains(&r.offset))
                 {
                     match self.package.symbols.get(r.symbol as usize).map(|s| &s.referent) {
                         Some(&Referent::Program(addr)) => set |= self.known.of(addr.0),

@@ -2,7 +2,7 @@
 
 use crate::addr::LinkAddr;
 use crate::error::{Class, Explain};
-use alloc::{string::String, vec::Vec};
+use alloc::{boxed::Box, string::String, vec::Vec};
 use core::fmt;
 
 /// A branch (or a table entry, or a pointer) that lands where the trampoline would be written.
@@ -71,6 +71,19 @@ impl fmt::Display for InlinedCopy {
     }
 }
 
+/// A caller that knows which registers its callee leaves alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reliance {
+    /// Who relies on the registers.
+    pub caller: String,
+    /// The function it calls: the replaced one, or one that calls it.
+    pub callee: String,
+    /// Address of the call.
+    pub at: LinkAddr,
+    /// The registers.
+    pub registers: Vec<&'static str>,
+}
+
 /// A list for a message: at most ten items, then how many more there are.
 pub(super) struct List<'a, T>(pub &'a [T]);
 
@@ -123,7 +136,7 @@ pub enum JudgeError {
         /// Length of the shortest jump that the site's alignment admits, bytes.
         needed: u8,
         /// All figures.
-        figures: WindowFigures,
+        figures: Box<WindowFigures>,
     },
     /// The jump would replace bytes that are no instructions.
     #[error("`{function}`: the bytes at {at} are no instruction that tfix knows, and a jump would overwrite them")]
@@ -166,14 +179,17 @@ pub enum JudgeError {
     },
     /// Nothing calls the function.
     #[error(
-        "nothing in the program calls `{function}`{}: the compiler has most likely inlined it into its callers (or it is unused)",
-        OnlyFrom(only_from)
+        "nothing in the program calls `{function}`{}: the compiler has most likely inlined it into its callers, or merged it with an identical function (or it is unused){}",
+        OnlyFrom(only_from),
+        Likely(likely)
     )]
     NoCaller {
         /// The function.
         function: String,
         /// Functions that do refer to it, but are themselves out of reach.
         only_from: Vec<String>,
+        /// Functions whose code looks as if they held a copy.
+        likely: Vec<String>,
     },
     /// Another function contains most of this function's instructions.
     #[error(
@@ -193,22 +209,16 @@ pub enum JudgeError {
     },
     /// A caller keeps values in registers that the new function changes.
     #[error(
-        "`{caller}` keeps {} across its call of `{callee}` at {at}, which the old `{function}` leaves alone and the new `{new}` changes",
-        List(registers)
+        "`{}` keeps {} across its call of `{}` at {}, which the old `{function}` leaves alone and the new `{new}` changes",
+        reliance.caller, List(&reliance.registers), reliance.callee, reliance.at
     )]
     IpaRa {
         /// The replaced function.
         function: String,
         /// The new function.
         new: String,
-        /// Who relies on the registers.
-        caller: String,
-        /// The function it calls: the replaced one, or one that calls it.
-        callee: String,
-        /// Address of the call.
-        at: LinkAddr,
-        /// The registers.
-        registers: Vec<&'static str>,
+        /// Who relies on what.
+        reliance: Box<Reliance>,
     },
 }
 
@@ -231,6 +241,17 @@ impl fmt::Display for OnlyFrom<'_> {
             return Ok(());
         }
         write!(f, " except {}, which nothing calls either", List(self.0))
+    }
+}
+
+struct Likely<'a>(&'a [String]);
+
+impl fmt::Display for Likely<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; its code seems to live on in {}", List(self.0))
     }
 }
 
@@ -268,7 +289,7 @@ impl Explain for JudgeError {
                 "replace its callers as well; or build the program with __attribute__((noinline)) on it; or pass --allow-inlined"
             }
             JudgeError::NoCaller { .. } => {
-                "compile the program with -g so that tfix can see where, and replace those functions too; or pass --allow-inlined"
+                "replace the functions that hold the copies too (-g lets tfix see where they are); or build the program with __attribute__((noipa)) on it; or pass --allow-inlined"
             }
             JudgeError::LooksInlined { .. } => {
                 "compile the program with -g so that tfix can see for certain, or pass --allow-inlined"

@@ -16,6 +16,9 @@ use crate::program::Binding;
 use alloc::{borrow::Cow, collections::BTreeSet, format, string::String, vec::Vec};
 use gimli::{AbbreviationsCacheStrategy, AttributeValue, DebuggingInformationEntry, RunTimeEndian, constants as dw};
 
+/// What compilers wrote for `DW_AT_linkage_name` before DWARF 4 had it.
+const OLD_LINKAGE_NAME: dw::DwAt = dw::DwAt(0x2007);
+
 type Slice<'a> = gimli::EndianSlice<'a, RunTimeEndian>;
 type Dwarf<'a> = gimli::Dwarf<Slice<'a>>;
 type Unit<'a> = gimli::Unit<Slice<'a>>;
@@ -278,7 +281,7 @@ impl<'a> Walk<'a> {
             let Ok(die) = unit.entry(place.1) else { break };
             let text = |n| die.attr_value(n).and_then(|v| self.dwarf.attr_string(unit, v).ok());
             external |= die.attr_value(dw::DW_AT_external).is_some();
-            if let Some(linkage) = text(dw::DW_AT_linkage_name).or_else(|| text(dw::DW_AT_MIPS_linkage_name)) {
+            if let Some(linkage) = text(dw::DW_AT_linkage_name).or_else(|| text(OLD_LINKAGE_NAME)) {
                 return (Some(linkage), external || die.has_attr(dw::DW_AT_external));
             }
             named = named.or_else(|| text(dw::DW_AT_name));
@@ -329,7 +332,7 @@ impl<'a> Walk<'a> {
         let into = self.listing.extent(here).map(|e| String::from(e.symbol.name));
         let into = container
             .and_then(|c| self.name(unit, &c, &self.units).0)
-            .and_then(|n| Some(String::from(n.to_string_lossy())))
+            .map(|n| String::from(n.to_string_lossy()))
             .or(into)
             .unwrap_or_else(|| format!("code at {here:#x}"));
         let number = |n| die.attr_value(n).and_then(|v| v.udata_value()).unwrap_or(0);

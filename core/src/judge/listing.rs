@@ -314,10 +314,10 @@ type Parts<'a> = Vec<(u64, &'a [u8])>;
 fn split<'a>(program: &'a Program<'a>) -> (Parts<'a>, Parts<'a>) {
     let (mut texts, mut datas) = (Vec::new(), Vec::new());
     for s in &program.sections {
-        if s.flags & u64::from(elf::SHF_ALLOC.0) == 0 || s.kind == elf::SHT_NOBITS.0 || s.data.is_empty() {
+        if s.flags & elf::SHF_ALLOC.0 == 0 || s.kind == elf::SHT_NOBITS.0 || s.data.is_empty() {
             continue;
         }
-        if s.flags & u64::from(elf::SHF_EXECINSTR.0) != 0 {
+        if s.flags & elf::SHF_EXECINSTR.0 != 0 {
             texts.push((s.addr.0, s.data));
         } else if s.kind != elf::SHT_DYNSYM.0 && !s.name.starts_with(".eh_frame") && s.name != ".gcc_except_table" {
             datas.push((s.addr.0, s.data));
@@ -333,6 +333,10 @@ fn split<'a>(program: &'a Program<'a>) -> (Parts<'a>, Parts<'a>) {
             datas.push((s.addr.0, s.data));
         }
     }
+    // What ends past the address space is a lie; all sums below rely on that.
+    let sound = |p: &(u64, &[u8])| p.0.checked_add(p.1.len() as u64 + 4096).is_some();
+    texts.retain(sound);
+    datas.retain(sound);
     (texts, datas)
 }
 

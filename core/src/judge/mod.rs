@@ -13,7 +13,7 @@ mod listing;
 mod similar;
 mod window;
 
-pub use error::{InlinedCopy, JudgeError, Obstacle, WindowFigures};
+pub use error::{InlinedCopy, JudgeError, Obstacle, Reliance, WindowFigures};
 
 use crate::arch::Arch;
 use crate::decode::Decoder;
@@ -56,7 +56,7 @@ impl JudgeOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// Stable id: that of the rule which would have refused, or `no-debug-info`, `broken-debug-info`,
-    /// `return-in-window`, `part-undecoded`, `many-callers`.
+    /// `return-in-window`, `part-undecoded`, `many-callers`, `shared-body`.
     pub rule: &'static str,
     /// A sentence without a full stop.
     pub text: String,
@@ -133,6 +133,12 @@ pub fn judge(
                 format!("`{}`: a call's return address, {at}, lies in the overwritten bytes", site.old),
             );
         }
+        for other in window::others(&listing, site) {
+            verdict.warn(
+                "shared-body",
+                format!("`{}` and `{other}` are one body at {}: both are replaced", site.old, site.entry),
+            );
+        }
         if let Some(part) = j.parts.iter().find(|p| p.decoded < p.end) {
             verdict.warn(
                 "part-undecoded",
@@ -151,9 +157,16 @@ pub fn judge(
     for ((site, j), found) in package.sites.iter().zip(&judged).zip(&debug.sites) {
         verdict.allow(options.allow_inlined, clones::judge(&listing, site, &judged))?;
         verdict.allow(options.allow_inlined, inlined::judge(site, found))?;
-        verdict.allow(options.allow_inlined, callers::judge(&listing, site))?;
+        // Where all copies are known and replaced, nobody needs to call it.
+        if !found.listed {
+            verdict.allow(options.allow_inlined, callers::judge(&listing, site, j, &judged))?;
+        }
         if !found.known {
-            verdict.allow(options.allow_inlined, similar::judge(&listing, site, j, &judged))?;
+            let (refusal, warning) = similar::judge(&listing, site, j, &judged);
+            if let Some(text) = warning {
+                verdict.warn("looks-inlined", text);
+            }
+            verdict.allow(options.allow_inlined, refusal)?;
             verdict.warn(
                 "no-debug-info",
                 format!("`{}`: without debug information inlined copies of it can't be excluded", site.old),
@@ -164,11 +177,11 @@ pub fn judge(
     for ((site, j), found) in package.sites.iter().zip(&judged).zip(debug.sites) {
         let mut new_clobbers = Vec::new();
         if found.producer.as_deref().is_none_or(inlined::has_ipa_ra) {
-            let look = clobbers::judge(&listing, package, site, j, &judged, &mut new_clobbers);
-            if let Some(text) = look.1 {
+            let (refusal, warning) = clobbers::judge(&listing, package, site, j, &judged, &mut new_clobbers);
+            if let Some(text) = warning {
                 verdict.warn("many-callers", text);
             }
-            verdict.allow(options.allow_clobbers, look.0)?;
+            verdict.allow(options.allow_clobbers, refusal)?;
         }
         verdict.sites.push(SiteReport {
             function: site.old.clone(),

@@ -7,7 +7,7 @@ use crate::addr::LinkAddr;
 use crate::decode::Flow;
 use crate::model::Site;
 use crate::program::Symbol;
-use alloc::{format, rc::Rc, string::String, vec::Vec};
+use alloc::{boxed::Box, format, rc::Rc, string::String, vec::Vec};
 
 /// The longest window that is looked for, bytes.
 pub(super) const LONGEST_WINDOW: u64 = 64;
@@ -74,7 +74,7 @@ pub(super) fn judge(listing: &Listing<'_>, site: &Site) -> Result<Judged, JudgeE
         if figures.obstacle.is_none() && window >= u64::from(needed) {
             return Err(JudgeError::Undecodable { function: name(), at: LinkAddr(decoded) });
         }
-        return Err(JudgeError::WindowTooSmall { function: name(), needed, figures });
+        return Err(JudgeError::WindowTooSmall { function: name(), needed, figures: Box::new(figures) });
     }
     let end = from + u64::from(figures.window);
     figures.return_inside = parts[0]
@@ -109,6 +109,18 @@ pub(super) fn names<'p>(listing: &Listing<'p>, site: &Site) -> impl Iterator<Ite
     let entry = site.entry;
     // Symbols are few compared to what follows; a linear pass keeps `Program` free of one more index.
     program.functions().skip_while(move |s| s.addr < entry).take_while(move |s| s.addr == entry)
+}
+
+/// Other functions of the program that have the same body (aliases, or identical functions that were merged).
+pub(super) fn others<'p>(listing: &Listing<'p>, site: &Site) -> Vec<&'p str> {
+    let mut out: Vec<&str> = names(listing, site).map(|s| s.name).filter(|n| *n != site.old).collect();
+    out.sort_unstable();
+    out.dedup();
+    // The site may be written as file:name.
+    if !names(listing, site).any(|s| s.name == site.old) {
+        out.retain(|n| !site.old.ends_with(n));
+    }
+    out
 }
 
 /// The body, and its `.cold` parts: local functions of that name which the body jumps to.

@@ -52,6 +52,15 @@ impl fmt::Display for Candidate {
     }
 }
 
+/// A number in hexadecimal with its sign, where `{:#x}` would print its two's complement.
+struct Hex(i128);
+
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:#x}", if self.0 < 0 { "-" } else { "" }, self.0.unsigned_abs())
+    }
+}
+
 fn list(candidates: &[Candidate]) -> String {
     let texts: Vec<String> = candidates.iter().map(|c| format!("{c}")).collect();
     texts.join(", ")
@@ -295,6 +304,14 @@ pub enum LinkError {
         /// Size in the program, bytes.
         program: u64,
     },
+    /// Code that reaches an object, for which the program's stands in, by another way than its name.
+    #[error("{place}: reaches `{symbol}` by its place in the patch, but `{symbol}` is the program's object")]
+    HiddenReference {
+        /// The object.
+        symbol: String,
+        /// The reference.
+        place: Box<Place>,
+    },
     /// A name that is a function on one side and data on the other.
     #[error("{object}: `{symbol}` is {patch} in the patch, but {program} in the program")]
     KindMismatch {
@@ -390,7 +407,7 @@ pub enum LinkError {
         why: &'static str,
     },
     /// A value that its field can't hold.
-    #[error("{place}: relocation {name} against `{symbol}`: {value:#x} is not in {min:#x}..={max:#x}")]
+    #[error("{place}: relocation {name} against `{symbol}`: {} is not in {}..={}", Hex(*value), Hex(*min), Hex(*max))]
     Overflow {
         /// psABI name.
         name: &'static str,
@@ -468,6 +485,7 @@ impl Explain for LinkError {
             LinkError::DuplicateReplacement { .. } => "duplicate-replacement",
             LinkError::RedefinedData { .. } => "redefined-data",
             LinkError::DataSize { .. } => "data-size",
+            LinkError::HiddenReference { .. } => "hidden-reference",
             LinkError::KindMismatch { .. } => "kind-mismatch",
             LinkError::Undefined { .. } => "undefined-symbol",
             LinkError::AmbiguousSymbol { .. } => "ambiguous-symbol",
@@ -540,6 +558,7 @@ impl Explain for LinkError {
                 "declare it extern to use the program's object and assign to it at run time, or rename it"
             }
             LinkError::DataSize { .. } => "the object must keep its size; put new members into a new object",
+            LinkError::HiddenReference { .. } => "compile with -fno-section-anchors, or declare the object extern",
             LinkError::KindMismatch { .. } => "rename the symbol in the patch",
             LinkError::Undefined { .. } => "check the spelling; functions that were inlined everywhere leave no symbol",
             LinkError::AmbiguousSymbol { .. } => "pick one with --bind NAME=file.c:NAME",

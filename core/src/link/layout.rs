@@ -46,7 +46,8 @@ pub(super) struct Layout {
     pub size: u64,
     /// Offset in the image, and the bytes that are there to be relocated.
     sections: BTreeMap<(u32, u32), (u64, u64)>,
-    commons: Vec<u64>,
+    /// Offset and size of each COMMON symbol.
+    commons: Vec<(u64, u64)>,
     pub got: u64,
     pub slot_size: u64,
     veneers: u64,
@@ -110,7 +111,7 @@ impl Layout {
                     let size = if bound(common.name) { 0 } else { common.size };
                     let align = if size == 0 { 1 } else { common.align };
                     let at = c.take(|| format!("`{}`", common.name), size, align)?;
-                    out.commons.push(at);
+                    out.commons.push((at, size));
                 }
             }
             let size = c.at - offset;
@@ -153,14 +154,14 @@ impl Layout {
             c.take(unwind, 4, 4)?; // the terminator
             self.eh_frame = Some((start, c.at - start));
         }
-        let slots = counts.slots.checked_mul(self.slot_size).unwrap_or(u64::MAX);
+        let slots = counts.slots.saturating_mul(self.slot_size);
         self.got = c.take(|| String::from("GOT"), slots, self.slot_size)?;
         Ok(())
     }
 
     /// Veneers, landings and the breakpoint.
     fn stubs(&mut self, cx: &Inputs<'_, '_>, counts: Counts, c: &mut Cursor) -> Result<(), LinkError> {
-        let room = |n: u64, step: u64| n.checked_mul(step).unwrap_or(u64::MAX);
+        let room = |n: u64, step: u64| n.saturating_mul(step);
         self.veneers = c.take(|| String::from("veneers"), room(counts.veneers, self.veneer_step), CODE_ALIGN)?;
         self.landings = c.take(|| String::from("landings"), room(counts.landings, self.landing_step), CODE_ALIGN)?;
         self.trap = c.take(|| String::from("breakpoint"), cx.arch.breakpoint().len() as u64, CODE_ALIGN)?;
@@ -181,7 +182,7 @@ impl Layout {
     pub(super) fn offset_of(&self, target: Target) -> Option<u64> {
         match target {
             Target::Spot(Spot { object, section, value }) => Some(self.section(object, section)?.wrapping_add(value)),
-            Target::Common(c) => self.commons.get(c as usize).copied(),
+            Target::Common(c) => self.commons.get(c as usize).map(|c| c.0),
             _ => None,
         }
     }
@@ -211,7 +212,7 @@ impl Layout {
                 size: s.size,
             });
         }
-        for (common, &offset) in globals.commons.iter().zip(&self.commons).filter(|(c, _)| c.size != 0) {
+        for (common, &(offset, size)) in globals.commons.iter().zip(&self.commons).filter(|(_, c)| c.1 != 0) {
             out.push(Placement {
                 object: cx.objects.get(common.object as usize).map_or_else(String::new, |o| String::from(o.name)),
                 object_index: common.object,
@@ -219,7 +220,7 @@ impl Layout {
                 index: 0,
                 symbol: Some(String::from(common.name)),
                 offset,
-                size: common.size,
+                size,
             });
         }
         out

@@ -185,6 +185,7 @@ pub fn link(
     let (residue, residue_counts) = values.apply(&plan, &resolver, &mut symbols, &mut contents)?;
     values.veneers(&plan, &mut contents)?;
     arrays_of_program(&cx, &mut messages);
+    hidden_addresses(&cx, &sites, &mut messages);
 
     let spans = layout.spans.iter().zip(contents);
     let package = Package {
@@ -371,6 +372,25 @@ fn arrays_of_program(cx: &Inputs<'_, '_>, messages: &mut Messages) {
                     section.name, object.name
                 ));
             }
+        }
+    }
+}
+
+/// The assembler settles references to a static function of the same section, so their direction can't be changed.
+fn hidden_addresses(cx: &Inputs<'_, '_>, sites: &[Replacement], messages: &mut Messages) {
+    for r in sites {
+        let Some(object) = cx.objects.get(r.new.object as usize) else { continue };
+        let here = |s: &&input::InSymbol<'_>| {
+            s.kind == input::Kind::Function
+                && matches!(s.at, input::At::Section { index, value }
+                    if index == r.new.section && (value != r.new.value || !s.is_local()))
+        };
+        let local = !object.symbols.iter().filter(|s| !s.is_local()).any(|s| here(&s) && s.name == r.new_name);
+        if local && object.symbols.iter().any(|s| here(&s)) {
+            messages.note(format!(
+                "`{}` is static: if its address is compared anywhere in {}, compile with -ffunction-sections",
+                r.new_name, object.name
+            ));
         }
     }
 }

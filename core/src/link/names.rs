@@ -214,6 +214,11 @@ fn clone_of(program: &Program<'_>, name: &str) -> Option<String> {
     program.functions().find(is_clone).map(|s| String::from(s.name))
 }
 
+/// Is this one a static symbol of one source file?
+pub(super) fn is_static(s: &Symbol<'_>) -> bool {
+    tier(s) == Tier::Local
+}
+
 /// What an undefined symbol of the patch means in the program: a global, else the only local of that name.
 pub(super) fn program_symbol<'p, 'd>(program: &'p Program<'d>, spec: &str) -> Found<&'p Symbol<'d>> {
     let (file, name) = split_file(spec);

@@ -54,9 +54,11 @@ pub(super) struct Label {
 
 /// A symbol that the dynamic loader's modules have to provide.
 pub(super) struct Import {
-    pub name: String,
     pub weak: bool,
 }
+
+/// Objects of the patch by object and section: (start, end, name).
+type Rooms<'d> = BTreeMap<(u32, u32), Vec<(u64, u64, &'d str)>>;
 
 /// Resolves symbols, and remembers what it found.
 pub(super) struct Resolver<'c, 'o, 'd> {
@@ -64,6 +66,8 @@ pub(super) struct Resolver<'c, 'o, 'd> {
     globals: &'c Globals<'d>,
     /// Data of the patch for which the program's stand in.
     bound: BTreeMap<&'d str, Symbol<'d>>,
+    /// Where the patch has room for them.
+    unused: Rooms<'d>,
     sites: &'c [Replacement],
     site_of_new: BTreeMap<Spot, usize>,
     site_of_old: BTreeMap<LinkAddr, usize>,
@@ -95,10 +99,19 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
                 site_of_new.entry(r.new).or_insert(i);
             }
         }
+        let mut unused = Rooms::new();
+        for name in bound.keys() {
+            let Some(Def::Symbol { object, symbol }) = globals.by_name.get(name) else { continue };
+            let s = cx.objects.get(*object as usize).and_then(|o| o.symbols.get(*symbol as usize));
+            if let Some(InSymbol { at: At::Section { index, value }, size, .. }) = s {
+                unused.entry((*object, *index)).or_default().push((*value, value.saturating_add(*size), name));
+            }
+        }
         Resolver {
             cx,
             globals,
             bound,
+            unused,
             sites,
             site_of_new,
             site_of_old: sites.iter().enumerate().map(|(i, r)| (r.entry, i)).collect(),
@@ -242,8 +255,20 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             return Ok(Target::GotBase);
         }
         let bind = self.cx.bind(s.name);
+        // What the program imports is global there: a static of the same name is another one.
+        let imported = bind.is_none() && program.dynamic && program.undefined.contains(&s.name);
         match names::program_symbol(program, bind.unwrap_or(s.name)) {
-            Found::One(theirs) => return self.program(theirs, s, place),
+            Found::One(theirs) if imported && names::is_static(theirs) => messages.note(format!(
+                "`{0}` is the one that the program imports, not its static one; --bind {0}=FILE:{0} takes that",
+                s.name
+            )),
+            Found::One(theirs) => {
+                if bind.is_none() && names::is_static(theirs) && self.cx.options.known_imports.contains(s.name) {
+                    messages.warn(format!("`{}` is the program's static one; a library has that name too", s.name));
+                }
+                return self.program(theirs, s, place);
+            }
+            Found::Several(_) if imported => {}
             Found::Several(candidates) => {
                 let symbol = String::from(s.name);
                 return Err(LinkError::AmbiguousSymbol { symbol, place: Box::new(place()), candidates });
@@ -279,7 +304,10 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             return Target::Import(*i);
         }
         let options = self.cx.options;
-        let expected = self.cx.program.undefined.contains(&name) || options.known_imports.contains(name);
+        // The dynamic loader itself defines __tls_get_addr.
+        let expected = self.cx.program.undefined.contains(&name)
+            || options.known_imports.contains(name)
+            || name == "__tls_get_addr";
         if !expected && !weak {
             // The search is slow; a patch with very many of these has other troubles.
             let suggestion = if self.imports.len() < 100 { self.suggestion(name) } else { None };
@@ -294,7 +322,7 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             ));
         }
         let i = self.imports.len() as u32;
-        self.imports.push(Import { name: String::from(name), weak });
+        self.imports.push(Import { weak });
         self.import_of.insert(name, i);
         Target::Import(i)
     }
@@ -337,6 +365,22 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
         let own = self.globals.by_name.keys().copied();
         let all = program.symbols.iter().map(|s| s.name).chain(program.undefined.iter().copied());
         names::suggest(name, all.chain(known).chain(own))
+    }
+
+    /// The object for which the program's stands in, whose room in the patch a reference reaches nevertheless. Compilers
+    /// that address several objects from one anchor do that; the room would be a second, stale object.
+    pub(super) fn stale(&self, r: &Reference) -> Option<&'d str> {
+        let Target::Spot(spot) = r.target else { return None };
+        let delta = match r.howto.field.order {
+            _ if !r.by_section => 0,
+            // In instruction words nothing but the addend says what is meant. Where displacements are plain words the
+            // addend depends on the instruction's length, but there no compiler uses anchors.
+            Order::Insn if r.in_code => r.addend,
+            _ => return None,
+        };
+        let value = spot.value.checked_add_signed(delta)?;
+        let rooms = self.unused.get(&(spot.object, spot.section))?;
+        rooms.iter().find(|(start, end, _)| (*start..*end).contains(&value)).map(|(.., name)| *name)
     }
 
     /// Reports the undefined symbols, all at once.

@@ -57,7 +57,6 @@ pub(super) enum Slot {
 /// A stub that jumps through a GOT slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct VeneerPlan {
-    pub target: Target,
     pub slot: u32,
 }
 
@@ -117,12 +116,13 @@ impl Plan {
         let in_code = fate == Fate::Keep(Part::Code);
         let symbol = cx.objects.get(object as usize).and_then(|o| o.symbols.get(reloc.symbol as usize));
         let by_section = symbol.is_some_and(|s| s.kind == Kind::Section);
+        let reference = Reference { howto, target, addend: reloc.addend, by_section, in_code };
+        if let Some(symbol) = resolver.stale(&reference) {
+            return Err(LinkError::HiddenReference { symbol: String::from(symbol), place: Box::new(place()) });
+        }
         // Unwind tables describe the new function, wherever calls and addresses go.
-        let (target, addend) = if fate == Fate::EhFrame {
-            (target, reloc.addend)
-        } else {
-            resolver.redirect(&Reference { howto, target, addend: reloc.addend, by_section, in_code })
-        };
+        let (target, addend) =
+            if fate == Fate::EhFrame { (target, reloc.addend) } else { resolver.redirect(&reference) };
         let addend = if howto.expr == Expr::Size {
             addend.wrapping_add_unsigned(resolver.size_of(object, reloc.symbol))
         } else {
@@ -173,6 +173,14 @@ impl Plan {
             }
             (Expr::Size, _) => Ok(()),
             (_, Target::Tls(_)) => Err(tls("it is thread-local in the program, but an ordinary variable in the patch")),
+            (_, Target::Program(at)) if item.is_branch() && !cx.program.segment_at(at).is_some_and(|s| s.perm.exec) => {
+                Err(LinkError::KindMismatch {
+                    object: cx.place(item.object, item.section, item.offset).object,
+                    symbol: cx.symbol_name(item.object, item.symbol),
+                    patch: "a function",
+                    program: "data",
+                })
+            }
             _ if item.is_branch() => Ok(()),
             (Expr::Pc | Expr::GotOff, Target::Import(_)) => {
                 absolute("must be near, but another module defines the symbol, anywhere in memory")
@@ -238,7 +246,7 @@ impl Plan {
             Some(i) => *i,
             None => {
                 let slot = self.slot(Slot::Address(item.target, delta), || cx.symbol_name(item.object, item.symbol));
-                self.veneers.push(VeneerPlan { target: item.target, slot });
+                self.veneers.push(VeneerPlan { slot });
                 self.veneer_of.insert(key, self.veneers.len() - 1);
                 self.veneers.len() - 1
             }

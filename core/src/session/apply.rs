@@ -15,6 +15,9 @@ use alloc::{boxed::Box, string::String, vec, vec::Vec};
 
 /// First wait between attempts, and the longest, microseconds.
 const WAIT_US: (u64, u64) = (500, 20_000);
+/// How long the others may stay stopped while threads that are inside are led out: half of the first attempt's
+/// budget, and the longest, microseconds.
+const LEAD_OUT_US: (u64, u64) = (500, 20_000);
 
 /// A patch that was applied.
 #[derive(Clone, Debug)]
@@ -43,22 +46,19 @@ pub fn apply(
     let mut prepared = prepare(target, arch, package, &plan, clock)?;
     match commit(target, arch, package, &plan, options, clock, &mut prepared) {
         Ok((pause_us, attempts)) => Ok(Applied { record: prepared, pause_us, attempts }),
-        // The sites are in an unknown state: the record is what can still mend them.
-        Err(e @ SessionError::Stuck { .. }) => Err(e),
+        // Sites may lead to the image: the record is what can still mend them.
+        Err(e @ (SessionError::Stuck { .. } | SessionError::NotResumed { .. })) => Err(e),
         Err(e) => match discard(target, arch, &prepared) {
             Ok(()) => Err(e),
-            Err(undo) if matches!(e, SessionError::Target(TargetError::Gone { .. })) => {
-                let _ = undo;
-                Err(e)
-            }
-            Err(undo) => Err(SessionError::RolledBack {
-                cause: Box::new(SessionError::Target(TargetError::System {
-                    what: alloc::format!("{e}; the unused image at {} could not be unmapped", prepared.at),
-                    why: alloc::format!("{undo}"),
-                })),
-            }),
+            Err(_) if matches!(e, SessionError::Target(TargetError::Gone { .. })) => Err(e),
+            Err(undo) => Err(left_over(e, prepared.at, &undo)),
         },
     }
+}
+
+/// A failure after which memory stays mapped.
+fn left_over(cause: SessionError, at: RunAddr, undo: &dyn core::fmt::Display) -> SessionError {
+    SessionError::RolledBack { cause: Box::new(region::left_over(&cause, at, undo).into()) }
 }
 
 fn interrupted(target: &dyn Target) -> Result<(), SessionError> {
@@ -91,8 +91,10 @@ fn prepare(
     let mapped = match map_all(target, arch, package, plan) {
         Ok(m) => m,
         Err(e) => {
-            region::release(target)?;
-            return Err(e);
+            return Err(match region::release(target) {
+                Ok(()) => e,
+                Err(cause) => SessionError::NotResumed { what: alloc::format!("{e}"), cause },
+            });
         }
     };
     let built = if calls_resolvers(package, plan) {
@@ -109,24 +111,25 @@ fn prepare(
             other => other,
         }
     };
-    let record = match built {
-        Ok(record) => record,
-        Err(e) => {
-            let undone = region::hold(target)
-                .and_then(|()| region::unmap(target, arch, mapped.region, plan.record_size + plan.image_size))
-                .and_then(|()| match mapped.islands.1 {
-                    0 => Ok(()),
-                    size => region::unmap(target, arch, mapped.islands.0, size),
-                });
-            let released = region::release(target);
-            return match undone.and(released) {
-                Ok(()) | Err(TargetError::Gone { .. }) => Err(e),
-                Err(u) => Err(SessionError::RolledBack { cause: Box::new(u.into()) }),
-            };
+    let e = match built {
+        Ok(record) => {
+            return region::release(target).map(|()| record).map_err(|cause| SessionError::NotResumed {
+                what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
+                cause,
+            });
         }
+        Err(e) => e,
     };
-    region::release(target)?;
-    Ok(record)
+    let mut undone = region::hold(target)
+        .and_then(|()| region::unmap(target, arch, mapped.region, plan.record_size + plan.image_size));
+    if mapped.islands.1 != 0 {
+        undone = undone.and(region::unmap(target, arch, mapped.islands.0, mapped.islands.1));
+    }
+    Err(match (undone, region::release(target)) {
+        (_, Err(cause)) => SessionError::NotResumed { what: alloc::format!("{e}"), cause },
+        (Ok(()) | Err(TargetError::Gone { .. }), Ok(())) => e,
+        (Err(undo), Ok(())) => left_over(e, mapped.region, &undo),
+    })
 }
 
 /// Does the residue refer to functions that choose another one at run time?
@@ -155,10 +158,10 @@ fn map_all(target: &mut dyn Target, arch: &dyn Arch, package: &Package, plan: &P
     }
     match map_islands(target, arch, package, plan, &near) {
         Ok(islands) => Ok(Mapped { region, islands }),
-        Err(e) => {
-            region::unmap(target, arch, region, plan.record_size + plan.image_size)?;
-            Err(e)
-        }
+        Err(e) => match region::unmap(target, arch, region, plan.record_size + plan.image_size) {
+            Ok(()) => Err(e),
+            Err(undo) => Err(left_over(e, region, &undo)),
+        },
     }
 }
 
@@ -227,6 +230,8 @@ fn build(
     let mut values = plan.values.clone();
     if calls_resolvers(package, plan) {
         write_spans(target, &spans, image)?;
+        // They return to the breakpoint in the image.
+        show(target, package, &spans, image)?;
         let trap = image.offset(package.trap);
         let used: Vec<u32> = package.residue.iter().map(|r| r.symbol).collect();
         for (i, v) in values.iter_mut().enumerate() {
@@ -245,12 +250,7 @@ fn build(
         flush(target, *at, code.bytes().len() as u64)?;
         verify(target, *at, code.bytes(), "island")?;
     }
-    for (s, (offset, data)) in package.spans.iter().zip(&spans) {
-        if s.perm.exec {
-            flush(target, image.offset(*offset), data.len() as u64)?;
-        }
-        verify(target, image.offset(*offset), data, "image")?;
-    }
+    show(target, package, &spans, image)?;
 
     let record = Record {
         at: mapped.region,
@@ -326,6 +326,22 @@ fn write_spans(target: &mut dyn Target, spans: &[(u64, Vec<u8>)], image: RunAddr
     Ok(())
 }
 
+/// Makes the written image visible to instruction fetch, and reads it back.
+fn show(
+    target: &mut dyn Target,
+    package: &Package,
+    spans: &[(u64, Vec<u8>)],
+    image: RunAddr,
+) -> Result<(), SessionError> {
+    for (s, (offset, data)) in package.spans.iter().zip(spans) {
+        if s.perm.exec {
+            flush(target, image.offset(*offset), data.len() as u64)?;
+        }
+        verify(target, image.offset(*offset), data, "image")?;
+    }
+    Ok(())
+}
+
 fn verify(target: &mut dyn Target, at: RunAddr, bytes: &[u8], what: &str) -> Result<(), SessionError> {
     let mut back = vec![0u8; bytes.len()];
     target.read(at, &mut back)?;
@@ -343,7 +359,7 @@ fn commit(
     record: &mut Record,
 ) -> Result<(u64, u32), SessionError> {
     let _ = package;
-    let mut checker = plan.inspected.checker(arch, &plan.protected);
+    let mut checker = plan.inspected.checker(target, arch, &plan.protected);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     let mut attempts = 0;
@@ -354,16 +370,31 @@ fn commit(
         let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
         let outcome = match checker.check(target, &threads) {
+            Ok(blockers) if !blockers.is_empty() => {
+                // Longer at each attempt: the first ones hardly disturb, the later ones get through.
+                let budget = (LEAD_OUT_US.0 << attempts.min(10)).min(LEAD_OUT_US.1);
+                checker.lead_out(target, blockers, clock, stopped_at + budget)
+            }
+            other => other,
+        };
+        let outcome = match outcome {
             Ok(blockers) if blockers.is_empty() => write_sites(target, record).map(|()| Vec::new()),
             other => other,
         };
         let resumed = resume_all(target);
         let pause_us = clock.now_us().saturating_sub(stopped_at);
+        if let Err(cause) = resumed {
+            let what = match &outcome {
+                Ok(b) if b.is_empty() => String::from("the patch is in"),
+                Ok(_) => alloc::format!("the patch is not in, its image at {} stays mapped", record.at),
+                Err(e) => alloc::format!("{e}; its image at {} stays mapped", record.at),
+            };
+            return Err(SessionError::NotResumed { what, cause });
+        }
         let blockers: Vec<Blocker> = match outcome {
             Ok(b) => b,
             // A stack that can't be judged now may be judged at the next attempt.
             Err(e @ SessionError::StackUnknown { .. }) => {
-                resumed?;
                 if elapsed_ms(clock, begin) >= options.timeout_ms {
                     return Err(e);
                 }
@@ -373,7 +404,6 @@ fn commit(
             }
             Err(e) => return Err(e),
         };
-        resumed?;
         if blockers.is_empty() {
             return Ok((pause_us, attempts));
         }
@@ -414,6 +444,8 @@ fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), Sessi
     }
     let result = result.and_then(|()| Ok(record.set_state(target, State::Applied)?));
     let Err(cause) = result else { return Ok(()) };
+    // Should the undoing fail as well, the record must say that it is not finished.
+    let _ = record.set_state(target, State::Applying);
     // Put everything back, also the site whose write failed: it may have been written in part.
     match restore_sites(target, &sites).and_then(|()| Ok(record.set_state(target, State::Preparing)?)) {
         Ok(()) => Err(SessionError::RolledBack { cause: Box::new(cause) }),
@@ -421,21 +453,25 @@ fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), Sessi
     }
 }
 
-fn write_site(target: &mut dyn Target, at: RunAddr, bytes: &[u8], function: &str) -> Result<(), SessionError> {
-    target.write(at, bytes)?;
-    flush(target, at, bytes.len() as u64)?;
+pub(super) fn write_site(
+    target: &mut dyn Target,
+    at: RunAddr,
+    bytes: &[u8],
+    function: &str,
+) -> Result<(), SessionError> {
+    let written = target.write(at, bytes);
+    // A write that failed may have stored a part.
+    let flushed = flush(target, at, bytes.len() as u64);
+    written.and(flushed)?;
     verify(target, at, bytes, function)
 }
 
 /// Writes the old bytes of all sites, last first.
 pub(super) fn restore_sites(target: &mut dyn Target, sites: &[RecordSite]) -> Result<(), SessionError> {
-    let mut result = Ok(());
-    for s in sites.iter().rev() {
-        // One that fails must not keep the others from being restored.
+    // One that fails must not keep the others from being restored.
+    let restore = |result: Result<(), SessionError>, s: &RecordSite| {
         let r = write_site(target, s.at, &s.old_bytes, &s.function);
-        if result.is_ok() {
-            result = r;
-        }
-    }
-    result
+        result.and(r)
+    };
+    sites.iter().rev().fold(Ok(()), restore)
 }

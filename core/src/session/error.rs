@@ -259,8 +259,22 @@ pub enum SessionError {
         /// What failed.
         cause: alloc::boxed::Box<SessionError>,
     },
-    /// Sites were written, something failed, and putting the old bytes back failed as well.
-    #[error("{cause}; PUTTING THE OLD CODE BACK FAILED TOO: {undo}")]
+    /// A revert failed half way; all sites lead to the patch again.
+    #[error("{cause}; the patch was put in again")]
+    StillApplied {
+        /// What failed.
+        cause: alloc::boxed::Box<SessionError>,
+    },
+    /// The threads could not be told to go on.
+    #[error("{what}; then the threads could not be let go: {cause}")]
+    NotResumed {
+        /// What had been done by then, as a clause.
+        what: String,
+        /// Why not.
+        cause: TargetError,
+    },
+    /// Sites were written, something failed, and undoing that failed as well.
+    #[error("{cause}; UNDOING THAT FAILED TOO: {undo}")]
     Stuck {
         /// What failed first.
         cause: alloc::boxed::Box<SessionError>,
@@ -293,7 +307,8 @@ impl Explain for SessionError {
             SessionError::StackUnknown { .. } => "stack-unknown",
             SessionError::ReadBack { .. } => "read-back",
             SessionError::BadRecord { .. } => "bad-record",
-            SessionError::RolledBack { cause } => cause.rule(),
+            SessionError::RolledBack { cause } | SessionError::StillApplied { cause } => cause.rule(),
+            SessionError::NotResumed { .. } => "not-resumed",
             SessionError::Stuck { .. } => "undo-failed",
         }
     }
@@ -304,7 +319,10 @@ impl Explain for SessionError {
             SessionError::OtherArchitecture { .. }
             | SessionError::UnknownResidue { .. }
             | SessionError::UnknownForm { .. } => Class::BadInput,
-            SessionError::RolledBack { .. } | SessionError::Stuck { .. } => Class::RolledBack,
+            SessionError::RolledBack { .. }
+            | SessionError::StillApplied { .. }
+            | SessionError::NotResumed { .. }
+            | SessionError::Stuck { .. } => Class::RolledBack,
             _ => Class::Refused,
         }
     }
@@ -331,6 +349,9 @@ impl Explain for SessionError {
                 "leave out --form, tfix then takes the shortest that fits"
             }
             SessionError::Busy { .. } => "raise --timeout, or wake the thread so that it leaves the function",
+            SessionError::NotResumed { .. } => {
+                "the kernel lets them go when tfix ends; `tfix list` shows what is applied, `tfix revert` removes it"
+            }
             SessionError::Stuck { .. } => "the record in the target still holds the old bytes: run `tfix revert`",
             _ => return None,
         })

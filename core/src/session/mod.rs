@@ -63,11 +63,12 @@ pub fn inspect(target: &mut dyn Target) -> Result<Inspected, SessionError> {
 
 impl Inspected {
     /// A checker for `protected`, which knows the code of all applied patches.
-    fn checker<'c>(&self, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
+    fn checker<'c>(&self, target: &mut dyn Target, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
         let mut unwinder = Unwinder::new(&self.modules, arch.registers(), arch.data_endian());
         for r in &self.records {
             unwinder.add_patch(r.image_range(), r.eh_frame);
         }
+        unwinder.prepare(target);
         Checker {
             protected,
             layout: arch.registers(),
@@ -92,7 +93,9 @@ fn stop_all(target: &mut dyn Target) -> Result<Vec<ThreadId>, TargetError> {
 }
 
 fn resume_all(target: &mut dyn Target) -> Result<(), TargetError> {
-    target.threads().ok_or(TargetError::Unsupported { what: "resume threads" })?.resume_all()
+    let threads = target.threads().ok_or(TargetError::Unsupported { what: "resume threads" })?;
+    // Nothing is worse than a target that stays stopped: once more, should it fail.
+    threads.resume_all().or_else(|_| threads.resume_all())
 }
 
 fn attach(target: &mut dyn Target) -> Result<(), TargetError> {

@@ -247,7 +247,14 @@ impl Record {
     pub fn set_state(&mut self, target: &mut dyn Target, state: State) -> Result<(), TargetError> {
         let mut word = [0u8; 8];
         store(&mut word, Endian::Little, state as u64);
-        target.write(self.at.offset(STATE_AT), &word)?;
+        let addr = self.at.offset(STATE_AT);
+        target.write(addr, &word)?;
+        let mut back = [0u8; 8];
+        target.read(addr, &mut back)?;
+        if back != word {
+            let why = String::from("it did not read back as written");
+            return Err(TargetError::Memory { action: "write", addr, len: word.len(), why });
+        }
         self.state = state;
         Ok(())
     }

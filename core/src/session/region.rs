@@ -50,7 +50,8 @@ pub(super) fn hold(target: &mut dyn Target) -> Result<(), TargetError> {
 
 /// Lets the held thread go on.
 pub(super) fn release(target: &mut dyn Target) -> Result<(), TargetError> {
-    target.calls().map_or(Ok(()), |c| c.release())
+    // Once more, should it fail: a thread that stays held is worse than any error.
+    target.calls().map_or(Ok(()), |c| c.release().or_else(|_| c.release()))
 }
 
 /// The name that the kernel will show, without the prefix that it adds.
@@ -119,8 +120,10 @@ pub(super) fn map(
         (Ok(at), Ok(_)) => Ok(at),
         (Ok(at), Err(e)) => {
             // Leaving the descriptor open would be a leak that the target sees.
-            let _ = unmap(target, arch, at, total);
-            Err(e.into())
+            Err(match unmap(target, arch, at, total) {
+                Ok(()) => e.into(),
+                Err(undo) => left_over(&e.into(), at, &undo).into(),
+            })
         }
         (Err(e), _) => Err(e),
     }
@@ -153,12 +156,26 @@ fn map_at(
             }
             Err(e) => e,
         };
+        let mut stays = None;
         for (at, size) in done {
-            syscall(target, "munmap", abi.munmap, [at.0, size, 0, 0, 0, 0], None)?;
+            if let Err(undo) = syscall(target, "munmap", abi.munmap, [at.0, size, 0, 0, 0, 0], None) {
+                stays.get_or_insert((at, undo));
+            }
         }
-        return Err(failed);
+        return Err(match stays {
+            None => failed,
+            Some((at, undo)) => left_over(&failed.into(), at, &undo),
+        });
     }
     Ok(())
+}
+
+/// `cause`, and that the memory at `at` could not be given back.
+pub(super) fn left_over(cause: &SessionError, at: RunAddr, undo: &dyn core::fmt::Display) -> TargetError {
+    TargetError::System {
+        what: alloc::format!("{cause}; the unused image at {at} could not be unmapped"),
+        why: alloc::format!("{undo}"),
+    }
 }
 
 /// Unmaps a region. A thread must be held.

@@ -2,13 +2,13 @@
 
 use crate::addr::RunAddr;
 use crate::arch::Arch;
-use crate::session::apply::{discard, restore_sites};
+use crate::session::apply::{discard, restore_sites, write_site};
 use crate::session::error::{Blocker, SessionError};
-use crate::session::record::{Record, State};
+use crate::session::record::{Record, RecordSite, State};
 use crate::session::stack::Protected;
 use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_active, resume_all, stop_all};
 use crate::target::{Target, TargetError, ThreadId};
-use alloc::{format, string::String, vec, vec::Vec};
+use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 
 /// First wait between attempts, and the longest, microseconds.
 const WAIT_US: (u64, u64) = (500, 20_000);
@@ -31,7 +31,7 @@ pub struct Reverted {
     pub record: Record,
     /// The image stays mapped, because something may still refer to it: what, as a clause.
     pub parked: Option<String>,
-    /// How long all threads were stopped in the attempt that wrote the sites, microseconds.
+    /// The longest time that all threads were stopped, microseconds.
     pub pause_us: u64,
     /// How many times the threads were stopped.
     pub attempts: u32,
@@ -52,8 +52,13 @@ pub fn revert(
     let mut record = choose(target, &found.records, name)?;
     topmost(&found.records, &record)?;
     let (pause_us, attempts) = put_back(target, arch, &found, &mut record, timeout_ms, clock)?;
-    let parked = retire(target, arch, &found, &mut record, clock)?;
-    Ok(Reverted { record, parked, pause_us, attempts })
+    // The old code is back: what fails from here on only keeps the image mapped.
+    let (parked, retire_us) = match retire(target, arch, &found, &mut record, clock) {
+        Ok(done) => done,
+        Err(e @ SessionError::NotResumed { .. }) => return Err(e),
+        Err(e) => (Some(format!("{e}")), 0),
+    };
+    Ok(Reverted { record, parked, pause_us: pause_us.max(retire_us), attempts })
 }
 
 fn choose(target: &dyn Target, records: &[Record], name: Option<&str>) -> Result<Record, SessionError> {
@@ -104,7 +109,7 @@ fn put_back(
             function: s.entry,
         })
         .collect();
-    let mut checker = found.checker(arch, &windows);
+    let mut checker = found.checker(target, arch, &windows);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     let mut attempts = 0;
@@ -123,18 +128,24 @@ fn put_back(
         let resumed = resume_all(target);
         let pause_us = clock.now_us().saturating_sub(stopped_at);
         let late = clock.now_us().saturating_sub(begin) / 1000 >= timeout_ms;
+        if let Err(cause) = resumed {
+            let what = match &outcome {
+                Ok(b) if b.is_empty() => format!("the old code is back, the image at {} stays mapped", record.at),
+                Ok(_) => String::from("the patch is still in"),
+                Err(e) => format!("{e}"),
+            };
+            return Err(SessionError::NotResumed { what, cause });
+        }
         let blockers = match outcome {
             Ok(b) => b,
             Err(e @ SessionError::StackUnknown { .. }) if late => return Err(e),
             Err(SessionError::StackUnknown { .. }) => {
-                resumed?;
                 clock.wait_us(wait);
                 wait = (wait * 2).min(WAIT_US.1);
                 continue;
             }
             Err(e) => return Err(e),
         };
-        resumed?;
         if blockers.is_empty() {
             return Ok((pause_us, attempts));
         }
@@ -164,19 +175,51 @@ fn restore(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionEr
             });
         }
     }
-    record.set_state(target, State::Reverting)?;
-    restore_sites(target, &record.sites.clone())?;
+    let before = record.state;
+    if let Err(e) = record.set_state(target, State::Reverting) {
+        // It may have been written nevertheless.
+        let _ = record.set_state(target, before);
+        return Err(e.into());
+    }
+    let sites = record.sites.clone();
+    let Err(cause) = old_code(target, record, &sites) else { return Ok(()) };
+    let cause = Box::new(cause);
+    if before == State::Applied {
+        return Err(match new_code(target, record, &sites) {
+            Ok(()) => SessionError::StillApplied { cause },
+            Err(undo) => SessionError::Stuck { cause, undo: Box::new(undo) },
+        });
+    }
+    // Half a patch was there before: the only way is forward.
+    old_code(target, record, &sites).map_err(|again| SessionError::Stuck { cause, undo: Box::new(again) })
+}
+
+fn old_code(target: &mut dyn Target, record: &mut Record, sites: &[RecordSite]) -> Result<(), SessionError> {
+    restore_sites(target, sites)?;
     Ok(record.set_state(target, State::Parked)?)
 }
 
-/// Frees the image if nothing refers to it; else it stays, as `Parked`. Returns why.
+/// Puts the trampolines in again.
+fn new_code(target: &mut dyn Target, record: &mut Record, sites: &[RecordSite]) -> Result<(), SessionError> {
+    // Should this fail, the record must say that it is not finished.
+    let _ = record.set_state(target, State::Reverting);
+    let write = |result: Result<(), SessionError>, s: &RecordSite| {
+        let r = write_site(target, s.at, &s.new_bytes, &s.function);
+        result.and(r)
+    };
+    sites.iter().fold(Ok(()), write)?;
+    Ok(record.set_state(target, State::Applied)?)
+}
+
+/// Frees the image if nothing refers to it; else it stays, as `Parked`. Returns why, and the longest stop, microseconds.
 fn retire(
     target: &mut dyn Target,
     arch: &dyn Arch,
     found: &Inspected,
     record: &mut Record,
     clock: &mut dyn Clock,
-) -> Result<Option<String>, SessionError> {
+) -> Result<(Option<String>, u64), SessionError> {
+    let mut longest = 0;
     let mut ranges = vec![record.image_range()];
     if record.islands.1 != 0 {
         ranges.push((record.islands.0, record.islands.0.offset(record.islands.1)));
@@ -185,39 +228,36 @@ fn retire(
         .iter()
         .map(|r| Protected { name: record.name.clone(), start: r.0, end: r.1, entry: false, function: record.image })
         .collect();
-    let mut checker = found.checker(arch, &protected);
+    let mut checker = found.checker(target, arch, &protected);
     let begin = clock.now_us();
     let mut wait = WAIT_US.0;
     loop {
         attach(target)?;
+        let stopped_at = clock.now_us();
         let threads = stop_all(target)?;
-        let why = match checker.check(target, &threads) {
+        let looked = match checker.check(target, &threads) {
             Ok(b) => match b.first() {
-                Some(b) => Some(Why { text: format!("{b}"), patience: LEAVE_US }),
-                None => match search(target, arch, record, &ranges, &threads) {
-                    Ok(found) => found,
-                    Err(e) => {
-                        resume_all(target)?;
-                        return Err(e);
-                    }
-                },
+                Some(b) => Ok(Some(Why { text: format!("{b}"), patience: LEAVE_US })),
+                None => search(target, arch, record, &ranges, &threads),
             },
-            Err(e @ SessionError::StackUnknown { .. }) => Some(format!("{e}").into()),
-            Err(e) => {
-                resume_all(target)?;
-                return Err(e);
-            }
+            Err(e @ SessionError::StackUnknown { .. }) => Ok(Some(format!("{e}").into())),
+            Err(e) => Err(e),
         };
         // Between this look and the unmapping nobody can get a new reference: no site leads to the image, and no
         // memory or register names it.
-        resume_all(target)?;
+        resume_all(target).map_err(|cause| SessionError::NotResumed {
+            what: format!("the old code is back, the image at {} stays mapped", record.at),
+            cause,
+        })?;
+        longest = longest.max(clock.now_us().saturating_sub(stopped_at));
+        let why = looked?;
         match why {
             None => {
                 discard(target, arch, record)?;
-                return Ok(None);
+                return Ok((None, longest));
             }
             Some(why) if clock.now_us().saturating_sub(begin) >= why.patience || target.interrupted() => {
-                return Ok(Some(why.text));
+                return Ok((Some(why.text), longest));
             }
             Some(_) => {
                 clock.wait_us(wait);
@@ -269,12 +309,15 @@ fn search(
     let mut total = 0;
     for mut m in maps.mappings()?.into_iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)) {
         // Below the lowest stack pointer of a stack nothing is alive.
+        let mut live = m.start;
         if let Some(&sp) = stacks.get(stacks.partition_point(|sp| *sp < m.start.0)).filter(|sp| **sp < m.end.0) {
-            m.start = m.start.max(RunAddr(sp.saturating_sub(red_zone) & !0xfff));
+            live = live.max(RunAddr(sp.saturating_sub(red_zone) & !(u64::from(layout.word) - 1)));
+            m.start = m.start.max(RunAddr(live.0 & !0xfff));
         }
         let size = m.end.0 - m.start.0;
         let parts = if m.file == (0, 0) && size > SMALL { maps.touched(&m) } else { vec![(m.start, m.end)] };
         for (start, end) in parts {
+            let start = start.max(live).min(end);
             total += end.0 - start.0;
             pieces.push((start, end, m.name.clone()));
         }

@@ -3,11 +3,12 @@
 use crate::addr::RunAddr;
 use crate::arch::{RegisterLayout, Registers};
 use crate::field::{Endian, load};
+use crate::program::Program;
 use crate::session::modules::Module;
 use crate::target::Target;
 use alloc::{boxed::Box, vec, vec::Vec};
 use gimli::{
-    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, Location, Pointer, Register,
+    BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, Location, Pointer, Register,
     RegisterRule, RunTimeEndian, UnwindContext, UnwindExpression, UnwindSection as _, UnwindTableRow, Value,
 };
 
@@ -40,8 +41,16 @@ pub struct Backtrace {
 struct Cfi {
     /// `.eh_frame` and its address.
     frame: (Vec<u8>, u64),
-    /// `.eh_frame_hdr` and its address, where there is a search table.
-    header: Option<(Vec<u8>, u64)>,
+    /// How to find the entry of an address in it.
+    lookup: Lookup,
+}
+
+/// A search table over `.eh_frame`.
+enum Lookup {
+    /// The module's own: `.eh_frame_hdr` and its address.
+    Header(Vec<u8>, u64),
+    /// Made here, for modules without one (statically linked programs): (first address, size, offset), ascending.
+    Index(Vec<(u64, u64, usize)>),
 }
 
 /// Unwind information of one applied patch.
@@ -83,6 +92,16 @@ impl<'m> Unwinder<'m> {
         self.patches.push(PatchCfi { code: image, eh_frame, bytes: None });
     }
 
+    /// Reads what takes long to read, before anybody is stopped: the tables of modules that have no search table.
+    pub fn prepare(&mut self, target: &mut dyn Target) {
+        let word = if self.is_64 { 8 } else { 4 };
+        for (cfi, module) in self.cfi.iter_mut().zip(self.modules) {
+            if module.eh_frame_hdr.is_none() && cfi.is_none() {
+                *cfi = Some(read_cfi(target, module, self.endian, word));
+            }
+        }
+    }
+
     /// Unwinds a stopped thread.
     pub fn backtrace(&mut self, target: &mut dyn Target, regs: &Registers) -> Backtrace {
         let mut state = State { values: [None; 256] };
@@ -119,13 +138,6 @@ impl<'m> Unwinder<'m> {
     }
 
     fn step(&mut self, target: &mut dyn Target, state: &mut State, pc: u64) -> Option<Step> {
-        let bases_for = |frame: u64, hdr: Option<u64>| {
-            let b = BaseAddresses::default().set_eh_frame(frame);
-            match hdr {
-                Some(h) => b.set_eh_frame_hdr(h),
-                None => b,
-            }
-        };
         let word = if self.is_64 { 8 } else { 4 };
         let mut ctx = Box::new(UnwindContext::new());
         let at = RunAddr(pc);
@@ -136,16 +148,24 @@ impl<'m> Unwinder<'m> {
             let cfi = self.cfi[i].as_ref()?.as_ref()?;
             let mut section = EhFrame::new(&cfi.frame.0, self.endian);
             section.set_address_size(word);
-            let bases = bases_for(cfi.frame.1, cfi.header.as_ref().map(|h| h.1));
-            let (row, signal) = match &cfi.header {
-                Some((bytes, _)) => {
+            let mut bases = BaseAddresses::default().set_eh_frame(cfi.frame.1);
+            let fde = match &cfi.lookup {
+                Lookup::Header(bytes, at) => {
+                    bases = bases.set_eh_frame_hdr(*at);
                     let hdr = EhFrameHdr::new(bytes, self.endian).parse(&bases, word).ok()?;
-                    let fde = hdr.table()?.fde_for_address(&section, &bases, pc, EhFrame::cie_from_offset).ok()?;
-                    let row = fde.unwind_info_for_address(&section, &bases, &mut ctx, pc).ok()?.clone();
-                    (row, fde.is_signal_trampoline())
+                    hdr.table()?.fde_for_address(&section, &bases, pc, EhFrame::cie_from_offset).ok()?
                 }
-                None => linear(&section, &bases, &mut ctx, pc)?,
+                Lookup::Index(index) => {
+                    let next = index.partition_point(|e| e.0 <= pc);
+                    let (start, size, offset) = *index[..next].last()?;
+                    if pc - start >= size {
+                        return None;
+                    }
+                    section.fde_from_offset(&bases, offset.into(), EhFrame::cie_from_offset).ok()?
+                }
             };
+            let row = fde.unwind_info_for_address(&section, &bases, &mut ctx, pc).ok()?.clone();
+            let signal = fde.is_signal_trampoline();
             return self.apply(target, state, &section, &row, signal);
         }
         let i = self.patches.iter().position(|p| p.code.0 <= at && at < p.code.1)?;
@@ -161,7 +181,10 @@ impl<'m> Unwinder<'m> {
         let (addr, bytes) = (addr.0, bytes.clone()?);
         let mut section = EhFrame::new(&bytes, self.endian);
         section.set_address_size(word);
-        let (row, signal) = linear(&section, &bases_for(addr, None), &mut ctx, pc)?;
+        let bases = BaseAddresses::default().set_eh_frame(addr);
+        let fde = section.fde_for_address(&bases, pc, EhFrame::cie_from_offset).ok()?;
+        let row = fde.unwind_info_for_address(&section, &bases, &mut ctx, pc).ok()?.clone();
+        let signal = fde.is_signal_trampoline();
         self.apply(target, state, &section, &row, signal)
     }
 
@@ -245,19 +268,14 @@ impl State {
     }
 }
 
-fn linear(
-    section: &EhFrame<Slice<'_>>,
-    bases: &BaseAddresses,
-    ctx: &mut UnwindContext<usize>,
-    pc: u64,
-) -> Option<(UnwindTableRow<usize>, bool)> {
-    let fde = section.fde_for_address(bases, pc, EhFrame::cie_from_offset).ok()?;
-    let row = fde.unwind_info_for_address(section, bases, ctx, pc).ok()?.clone();
-    Some((row, fde.is_signal_trampoline()))
-}
-
 fn read_cfi(target: &mut dyn Target, module: &Module, endian: RunTimeEndian, word: u8) -> Option<Cfi> {
-    let (at, size) = module.eh_frame_hdr?;
+    let Some((at, size)) = module.eh_frame_hdr else {
+        let (at, size) = section_from_file(target, module)?;
+        let mut bytes = vec![0u8; usize::try_from(size.min(MAX_CFI)).ok()?];
+        target.read(RunAddr(at), &mut bytes).ok()?;
+        let lookup = index(&bytes, at, endian, word);
+        return Some(Cfi { frame: (bytes, at), lookup });
+    };
     let mut hdr = vec![0u8; usize::try_from(size.min(MAX_CFI)).ok()?];
     target.read(at, &mut hdr).ok()?;
     let bases = BaseAddresses::default().set_eh_frame_hdr(at.0);
@@ -267,7 +285,34 @@ fn read_cfi(target: &mut dyn Target, module: &Module, endian: RunTimeEndian, wor
     let end = module.loads.iter().find(|(lo, hi)| *lo <= RunAddr(frame) && RunAddr(frame) < *hi)?.1;
     let mut bytes = vec![0u8; usize::try_from((end.0 - frame).min(MAX_CFI)).ok()?];
     target.read(RunAddr(frame), &mut bytes).ok()?;
-    Some(Cfi { frame: (bytes, frame), header: has_table.then_some((hdr, at.0)) })
+    let lookup = if has_table { Lookup::Header(hdr, at.0) } else { index(&bytes, frame, endian, word) };
+    Some(Cfi { frame: (bytes, frame), lookup })
+}
+
+/// Address and size of `.eh_frame` by the section headers, which only the file has.
+fn section_from_file(target: &mut dyn Target, module: &Module) -> Option<(u64, u64)> {
+    let file = target.mappings()?.file(&module.mapping).ok()?;
+    let program = Program::parse(&file).ok()?;
+    let section = program.section(".eh_frame")?;
+    Some((section.addr.at(module.bias).0, section.size))
+}
+
+/// A search table over all entries; what can't be read is left out.
+fn index(bytes: &[u8], at: u64, endian: RunTimeEndian, word: u8) -> Lookup {
+    let mut section = EhFrame::new(bytes, endian);
+    section.set_address_size(word);
+    let bases = BaseAddresses::default().set_eh_frame(at);
+    let mut entries = section.entries(&bases);
+    let mut out = Vec::new();
+    while let Ok(Some(entry)) = entries.next() {
+        if let CieOrFde::Fde(partial) = entry
+            && let Ok(fde) = partial.parse(EhFrame::cie_from_offset)
+        {
+            out.push((fde.initial_address(), fde.len(), fde.offset()));
+        }
+    }
+    out.sort_unstable();
+    Lookup::Index(out)
 }
 
 fn evaluate(

@@ -4,7 +4,7 @@
 //! So before it runs, a signal frame with its saved state lies on its stack, and the address that the injected code
 //! returns to is that of the C library's own `rt_sigreturn` code: left alone, the thread restores itself.
 
-use super::stop::{SPIN, seize, wait_until};
+use super::stop::{SPIN, did_not_stop, seize, wait_until};
 use super::sys::{self, Tid, Wait};
 use super::{PtraceTarget, proc, thread_error};
 use memchr::memmem;
@@ -68,10 +68,6 @@ impl Injector {
     pub(super) fn held(&self) -> Option<Tid> {
         self.held.as_ref().map(|h| h.tid)
     }
-}
-
-fn timeout(tid: Tid, what: &'static str, limit: Duration) -> TargetError {
-    TargetError::Timeout { thread: ThreadId(tid as u64), what, millis: limit.as_millis() as u64 }
 }
 
 impl PtraceTarget {
@@ -237,7 +233,7 @@ impl PtraceTarget {
             Wait::Syscall => Ok(()),
             Wait::Interrupted { .. } => self.run_to_boundary(tid),
             Wait::Gone => Err(TargetError::Gone { what: format!("{} ended", self.describe()) }),
-            Wait::Nothing => Err(timeout(tid, "return from a system call", CALL_TIMEOUT)),
+            Wait::Nothing => Err(did_not_stop(self.pid, tid, "return from a system call", CALL_TIMEOUT)),
             Wait::Signal(s) => Err(TargetError::System {
                 what: format!("an injected call in thread {tid}"),
                 why: format!("it got signal {s}"),
@@ -254,7 +250,7 @@ impl PtraceTarget {
         // From the end of a system call the kernel would not restart the one that we had interrupted; from a plain
         // stop it does. So the thread is brought from here to a plain stop before it is let go.
         sys::interrupt(tid).map_err(|e| thread_error(tid, "stop", &e))?;
-        sys::cont(tid).map_err(|e| thread_error(tid, "resume", &e))?;
+        sys::cont(tid, 0).map_err(|e| thread_error(tid, "resume", &e))?;
         let stopped = wait_until(tid, Instant::now() + CALL_TIMEOUT, SPIN);
         sys::set_sigmask(tid, held.mask).map_err(|e| thread_error(tid, "restore the signal mask of", &e))?;
         match stopped {
@@ -264,7 +260,7 @@ impl PtraceTarget {
             }
             Wait::Signal(s) => sys::detach(tid, s).map_err(|e| thread_error(tid, "detach from", &e)),
             Wait::Gone => Err(TargetError::Gone { what: format!("{} ended", self.describe()) }),
-            Wait::Nothing => Err(timeout(tid, "stop", CALL_TIMEOUT)),
+            Wait::Nothing => Err(did_not_stop(self.pid, tid, "stop", CALL_TIMEOUT)),
         }
     }
 }
@@ -288,7 +284,7 @@ impl Calls for PtraceTarget {
                 return Ok(ThreadId(tid as u64));
             }
         }
-        Err(timeout(tids[0], "stop with enough stack for a call", STOP_TIMEOUT))
+        Err(did_not_stop(self.pid, tids[0], "stop with enough stack for a call", STOP_TIMEOUT))
     }
 
     fn syscall(
@@ -374,7 +370,7 @@ impl Calls for PtraceTarget {
                     });
                 }
                 Wait::Gone => return Err(TargetError::Gone { what: format!("{} ended", self.describe()) }),
-                Wait::Nothing => return Err(timeout(tid, "step", CALL_TIMEOUT)),
+                Wait::Nothing => return Err(did_not_stop(self.pid, tid, "step", CALL_TIMEOUT)),
             }
             let now = self.get_registers(tid)?;
             if now.get(layout.pc) == back {

@@ -19,7 +19,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt as _;
 use tigerfix_core::addr::RunAddr;
-use tigerfix_core::arch::{Arch, Registers};
+use tigerfix_core::arch::{Arch, LinuxAbi, Registers};
 use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{CacheFlush, Calls, Mapping, Mappings, Target, TargetError, Threads};
 
@@ -135,8 +135,9 @@ impl PtraceTarget {
         sys::set_regset(tid, sys::NT_PRSTATUS, &buf).map_err(|e| thread_error(tid, "set the registers of", &e))
     }
 
-    /// The system call that a stopped thread was interrupted in, where the kernel would make it again.
-    fn interrupted_call(&self, regs: &Registers) -> Option<Interrupted> {
+    /// Was this stopped thread thrown out of a system call that it should make again, but that the kernel ends with
+    /// EINTR?
+    fn lost_call(&self, regs: &Registers) -> Option<&'static LinuxAbi> {
         let layout = self.arch.registers();
         let linux = self.arch.linux()?;
         let nr = regs.get(layout.restart_nr?);
@@ -150,18 +151,13 @@ impl PtraceTarget {
             Some(_) => 0,
             None => result,
         };
-        match errno {
-            RESTART_FIRST..=RESTART_LAST => Some(Interrupted { by_kernel: true }),
-            e if e == linux.eintr && linux.restart_after_eintr.contains(&nr) => Some(Interrupted { by_kernel: false }),
-            _ => None,
-        }
+        (errno == linux.eintr && linux.restart_after_eintr.contains(&nr)).then_some(linux)
     }
 
     /// Puts a thread that a stop threw out of its system call back in order: see [`Threads::stop_all`].
     fn mend_call(&self, tid: Tid) -> Result<Registers, TargetError> {
         let mut regs = self.get_registers(tid)?;
-        if let (Some(Interrupted { by_kernel: false }), Some(linux)) = (self.interrupted_call(&regs), self.arch.linux())
-        {
+        if let Some(linux) = self.lost_call(&regs) {
             let layout = self.arch.registers();
             // With this error the kernel makes the call again, unless a signal handler is to run: then the call ends
             // with EINTR, as it would have without us (arch_do_signal_or_restart).
@@ -176,17 +172,6 @@ impl PtraceTarget {
         }
         Ok(regs)
     }
-}
-
-/// ERESTARTSYS to ERESTART_RESTARTBLOCK (include/linux/errno.h): the kernel restarts these by itself.
-const RESTART_FIRST: u64 = 512;
-const RESTART_LAST: u64 = 516;
-
-/// A system call that a stop interrupted.
-#[derive(Clone, Copy, Debug)]
-struct Interrupted {
-    /// The kernel makes it again by itself.
-    by_kernel: bool,
 }
 
 fn thread_error(tid: Tid, action: &'static str, e: &io::Error) -> TargetError {

@@ -51,6 +51,15 @@ impl Stops {
     }
 }
 
+/// Why a thread did not stop in time.
+pub(super) fn did_not_stop(pid: Tid, tid: Tid, what: &'static str, limit: Duration) -> TargetError {
+    // A process that is about to end (it writes a core file, say) never stops again.
+    if proc::status(pid, pid).is_none_or(|s| matches!(s.state, 'Z' | 'X')) {
+        return TargetError::Gone { what: format!("process {pid} ended") };
+    }
+    TargetError::Timeout { thread: ThreadId(tid as u64), what, millis: limit.as_millis() as u64 }
+}
+
 /// Waits until `tid` stops or ends, or the deadline; looks for `spin` before it sleeps.
 pub(super) fn wait_until(tid: Tid, deadline: Instant, spin: Duration) -> Wait {
     match sys::try_wait(tid) {
@@ -87,6 +96,9 @@ pub(super) fn seize(pid: Tid, tid: Tid, options: usize) -> Result<bool, TargetEr
                 None => Ok(false),
                 // A leader that ended before its threads stays as a zombie, which nobody can attach to.
                 Some(s) if matches!(s.state, 'Z' | 'X') => Ok(false),
+                Some(_) if proc::status(pid, pid).is_none_or(|s| matches!(s.state, 'Z' | 'X')) => {
+                    Err(TargetError::Gone { what: format!("process {pid} ended") })
+                }
                 Some(s) if s.tracer != 0 => {
                     Err(TargetError::AlreadyTraced { what: format!("thread {tid}"), tracer: s.tracer as u32 })
                 }
@@ -117,6 +129,14 @@ impl PtraceTarget {
         Ok(new)
     }
 
+    /// Notes that thread `i` stopped, about to get `signal` (0: none).
+    fn stopped(&mut self, i: usize, signal: i32) -> Result<(), TargetError> {
+        let tid = self.stops.threads[i].tid;
+        self.stops.threads[i].state = State::Stopped(signal);
+        self.stops.threads[i].registers = Some(self.mend_call(tid)?);
+        Ok(())
+    }
+
     /// One round: everybody who runs is asked to stop, and waited for; first those who sleep.
     fn stop_known(&mut self, deadline: Instant) -> Result<(), TargetError> {
         self.stop_some(deadline, false)?;
@@ -141,17 +161,9 @@ impl PtraceTarget {
                     gone.push(tid);
                     continue;
                 }
-                Wait::Nothing => {
-                    return Err(TargetError::Timeout {
-                        thread: ThreadId(tid as u64),
-                        what: "stop",
-                        millis: STOP_TIMEOUT.as_millis() as u64,
-                    });
-                }
+                Wait::Nothing => return Err(did_not_stop(self.pid, tid, "stop", STOP_TIMEOUT)),
             };
-            self.stops.threads[i].state = State::Stopped(signal);
-            let regs = self.mend_call(tid)?;
-            self.stops.threads[i].registers = Some(regs);
+            self.stopped(i, signal)?;
         }
         self.stops.threads.retain(|t| !gone.contains(&t.tid));
         Ok(())
@@ -239,6 +251,43 @@ impl Threads for PtraceTarget {
         }
         self.stops.urgent = None;
         first_error.map_or(Ok(()), Err)
+    }
+
+    fn step(&mut self, thread: ThreadId) -> Result<(), TargetError> {
+        let tid = thread.0 as Tid;
+        let Some(i) = self.stops.threads.iter().position(|t| t.tid == tid) else { return Ok(()) };
+        if self.stops.threads[i].state != State::Stopped(0) {
+            return Ok(());
+        }
+        sys::step(tid).map_err(|e| thread_error(tid, "step", &e))?;
+        self.stops.threads[i].state = State::Asked;
+        match wait_until(tid, Instant::now() + STOP_TIMEOUT, SPIN) {
+            // The end of the step.
+            Wait::Signal(libc::SIGTRAP) | Wait::Interrupted { .. } | Wait::Syscall => self.stopped(i, 0),
+            Wait::Signal(s) => self.stopped(i, s),
+            Wait::Gone => {
+                self.stops.threads.remove(i);
+                Ok(())
+            }
+            Wait::Nothing => Err(did_not_stop(self.pid, tid, "stop", STOP_TIMEOUT)),
+        }
+    }
+
+    fn run_some(&mut self, threads: &[ThreadId], micros: u64) -> Result<(), TargetError> {
+        for t in threads {
+            let tid = t.0 as Tid;
+            if let Some(known) = self.stops.threads.iter_mut().find(|k| k.tid == tid)
+                && let State::Stopped(signal) = known.state
+            {
+                sys::cont(tid, signal).map_err(|e| thread_error(tid, "resume", &e))?;
+                known.state = State::Running;
+            }
+        }
+        let end = Instant::now() + Duration::from_micros(micros);
+        while Instant::now() < end {
+            std::thread::yield_now();
+        }
+        self.stop_known(Instant::now() + STOP_TIMEOUT)
     }
 
     fn thread_name(&mut self, thread: ThreadId) -> String {

@@ -34,9 +34,9 @@ pub fn interrupt(tid: Tid) -> io::Result<()> {
     request(libc::PTRACE_INTERRUPT as _, tid, 0, 0)
 }
 
-/// Lets a stopped thread go on.
-pub fn cont(tid: Tid) -> io::Result<()> {
-    request(libc::PTRACE_CONT as _, tid, 0, 0)
+/// Lets a stopped thread go on and delivers `signal` (0: none).
+pub fn cont(tid: Tid, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_CONT as _, tid, 0, signal as usize)
 }
 
 /// Lets a stopped thread go on until the next system call boundary.

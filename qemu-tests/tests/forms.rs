@@ -1,0 +1,186 @@
+//! Every jump form, landing and veneer of every back end, from near to the ends of its reach: bytes and text are kept in
+//! snapshots, and an assembler that shares no code with the back ends has to make the same bytes of the text.
+
+use std::fmt::Write as _;
+
+use keystone_engine::{Keystone, Mode, OptionType, OptionValue};
+use tigerfix::arch::{self, AnyArch, Code, EncodeError, Via};
+use tigerfix::decoder::CapstoneDecoder;
+
+/// What the assembler needs to know of a back end, and where its code may lie.
+struct Bench {
+    arch: AnyArch,
+    assembler: Keystone,
+    /// Sites and what a form without limits jumps to.
+    sites: [u64; 4],
+    anywhere: [u64; 3],
+    /// The indirect jump behind which its destination lies as data.
+    loads_next: &'static str,
+}
+
+/// Fails for a back end that has no bench, so that none is forgotten.
+fn bench(name: &str) -> Bench {
+    let arch = arch::by_name(name).expect("a name of a back end");
+    match name {
+        "x86-64" => {
+            let assembler = Keystone::new(keystone_engine::Arch::X86, Mode::MODE_64).expect("keystone has x86");
+            assembler.option(OptionType::SYNTAX, OptionValue::SYNTAX_INTEL).expect("Intel syntax");
+            Bench {
+                arch,
+                assembler,
+                sites: [0x40_1136, 0x8000_1000, 0x5555_5555_4ffd, 0x7fff_ffff_d000],
+                anywhere: [0x1_0000, 0x7f12_3456_789a, 0x7fff_ffff_dfff],
+                loads_next: "jmp qword ptr [rip]",
+            }
+        }
+        other => panic!("no assembler for {other}"),
+    }
+}
+
+impl Bench {
+    /// One line for each instruction; `data` for a word that is loaded.
+    fn lines(&self, code: &[u8], at: u64) -> Vec<(u64, Vec<u8>, String)> {
+        let decoder = CapstoneDecoder::for_arch(self.arch).expect("a decoder");
+        let mut out = Vec::new();
+        let mut done = 0;
+        while done < code.len() {
+            let here = at.wrapping_add(done as u64);
+            let behind_load = out.last().is_some_and(|l: &(u64, Vec<u8>, String)| l.2 == self.loads_next);
+            if behind_load && code.len() - done == 8 {
+                let quad = u64::from_le_bytes(code[done..].try_into().expect("8 bytes"));
+                out.push((here, code[done..].to_vec(), format!(".quad {quad:#x}")));
+                break;
+            }
+            let line = decoder.disassemble(&code[done..], here).swap_remove(0);
+            assert!(!line.text.starts_with(".byte"), "{:02x?} is no instruction", &code[done..]);
+            done += line.bytes.len();
+            out.push((here, line.bytes, line.text));
+        }
+        out
+    }
+
+    /// The assembler's bytes for every instruction must be the back end's.
+    fn assemble(&self, lines: &[(u64, Vec<u8>, String)]) -> usize {
+        let mut checked = 0;
+        for (at, bytes, text) in lines {
+            let mine = match text.strip_prefix(".quad 0x") {
+                Some(hex) => u64::from_str_radix(hex, 16).expect("hex").to_le_bytes().to_vec(),
+                None => {
+                    let out = self.assembler.asm(text.clone(), *at).unwrap_or_else(|e| panic!("{text}: {e}"));
+                    assert_ne!(out.bytes.len(), 0, "{text}");
+                    out.bytes
+                }
+            };
+            assert_eq!(mine, *bytes, "`{text}` at {at:#x}");
+            checked += 1;
+        }
+        checked
+    }
+
+    fn show(&self, out: &mut String, title: &str, at: u64, code: Result<Code, EncodeError>) -> usize {
+        let code = match code {
+            Ok(c) => c,
+            Err(e) => {
+                let _ = writeln!(out, "{title}: {e:x?}");
+                return 0;
+            }
+        };
+        let _ = writeln!(out, "{title}");
+        let lines = self.lines(code.bytes(), at);
+        for (at, bytes, text) in &lines {
+            let hex: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            let _ = writeln!(out, "  {at:12x}: {:30} {text}", hex.join(" "));
+        }
+        self.assemble(&lines)
+    }
+}
+
+/// Destinations worth a try: a little away, the ends of the reach, one past them; anywhere for forms that reach all.
+/// The assembler takes a shorter instruction for what is very near.
+fn destinations(from: u64, reach: Option<(i64, i64)>, anywhere: &[u64]) -> Vec<u64> {
+    let Some((min, max)) = reach else { return anywhere.to_vec() };
+    let steps = [0x1000, -0x1000, min, max, min.wrapping_sub(1), max.wrapping_add(1)];
+    steps.iter().map(|d| from.wrapping_add_signed(*d)).filter(|to| *to < 1 << 47).collect()
+}
+
+#[test]
+fn every_form_at_every_distance() {
+    for name in arch::names() {
+        let b = bench(name);
+        for form in b.arch.forms() {
+            let mut out = String::new();
+            let mut checked = 0;
+            for from in b.sites {
+                let to_landing = destinations(from, form.reach, &b.anywhere);
+                for to in to_landing {
+                    let code = b.arch.encode_jump(form, from, to);
+                    if let Ok(c) = &code {
+                        assert_eq!(c.bytes().len(), usize::from(form.len), "{}: length", form.name);
+                    }
+                    let inside = form.reach.is_none_or(|(min, max)| {
+                        (i128::from(min)..=i128::from(max)).contains(&(i128::from(to) - i128::from(from)))
+                    });
+                    assert_eq!(code.is_ok(), inside, "{}: {from:#x} to {to:#x}", form.name);
+                    checked += b.show(&mut out, &format!("jump {from:#x} -> {to:#x}"), from, code);
+                }
+                for new in destinations(from, form.landing_reach, &b.anywhere) {
+                    let code = b.arch.encode_landing(form, from, new);
+                    if let Ok(c) = &code {
+                        assert_eq!(c.bytes().len(), usize::from(form.landing_len), "{}: landing's length", form.name);
+                    }
+                    if form.via != Via::Direct {
+                        checked += b.show(&mut out, &format!("landing {from:#x} -> {new:#x}"), from, code);
+                    }
+                }
+            }
+            assert!(checked > 4, "{}: {checked} instructions", form.name);
+            insta::assert_snapshot!(format!("{name}-{}", form.name), out);
+        }
+    }
+}
+
+#[test]
+fn veneers_and_breakpoints() {
+    for name in arch::names() {
+        let b = bench(name);
+        let mut out = String::new();
+        let mut checked = 0;
+        for at in b.sites {
+            for slot in [at + 0x2000, at - 0x2000, at + 0x7fff_0000] {
+                let code = b.arch.encode_veneer(at, slot);
+                if let Ok(c) = &code {
+                    assert_eq!(c.bytes().len(), usize::from(b.arch.veneer_len()));
+                }
+                checked += b.show(&mut out, &format!("veneer {at:#x}, slot {slot:#x}"), at, code);
+            }
+        }
+        let trap = Code::EMPTY.then(b.arch.breakpoint());
+        checked += b.show(&mut out, "breakpoint", b.sites[0], Ok(trap));
+        assert!(checked > 4);
+        insta::assert_snapshot!(format!("{name}-veneers"), out);
+    }
+}
+
+/// The oracle disagrees where it should: one bit off is seen.
+#[test]
+fn the_assembler_sees_a_wrong_bit() {
+    let b = bench("x86-64");
+    for form in b.arch.forms() {
+        let good = b.arch.encode_jump(form, 0x40_1000, 0x40_5000).expect("near");
+        for bit in 0..8 * good.bytes().len() {
+            let mut lines = b.lines(good.bytes(), 0x40_1000);
+            let mut at = bit / 8;
+            let line = lines.iter_mut().find(|l| {
+                if at < l.1.len() {
+                    true
+                } else {
+                    at -= l.1.len();
+                    false
+                }
+            });
+            line.expect("a byte of it").1[at] ^= 1 << (bit % 8);
+            let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| b.assemble(&lines))).is_err();
+            assert!(seen, "{}: bit {bit}", form.name);
+        }
+    }
+}
