@@ -293,7 +293,7 @@ mod with_alloc {
 
     /// Injected calls. Exactly one thread is held between `hold` and `release`; all others go on running.
     pub trait Calls {
-        /// Picks a suitable thread, stops it and saves its state.
+        /// Picks a suitable thread, stops it and saves its state. A thread that is held already stays the one.
         ///
         /// # Errors
         /// [`TargetError`]; nothing is held then.

@@ -120,7 +120,11 @@ fn ends_under_steady_visits(kind: &str, result: i64, errno: i32) {
     });
     assert!(visits > 1, "there was time for more than one visit");
     check(&line, kind, result, errno, &End::Time);
-    victim.settles("the old p", 5, |l| l == "p 1");
+    // Lines of earlier visits may still be on their way.
+    let mut in_a_row = 0;
+    while in_a_row < 5 {
+        in_a_row = if victim.line() == "p 1" { in_a_row + 1 } else { 0 };
+    }
 }
 
 #[test]

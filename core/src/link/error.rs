@@ -547,7 +547,7 @@ impl Explain for LinkError {
             LinkError::NoPatchFunction { .. } => "the new function must be defined in one of the patch objects",
             LinkError::AmbiguousPatchFunction { .. } => "give the function to be used a name of its own",
             LinkError::NoSuchFunction { .. } => {
-                "the compiler may have inlined or renamed it; a stripped program needs its debug file"
+                "the compiler may have inlined or renamed it; a stripped program needs its symbols: --debug-file FILE"
             }
             LinkError::AmbiguousFunction { .. } => "pick one with --replace NEW=file.c:NAME",
             LinkError::ImportedFunction { .. } => "generate the patch against the library that defines it (-m LIBRARY)",

@@ -93,40 +93,46 @@ fn prepare(
         Err(e) => {
             return Err(match region::release(target) {
                 Ok(()) => e,
-                Err(cause) => SessionError::NotResumed { what: alloc::format!("{e}"), cause },
+                Err(cause) => SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) },
             });
         }
     };
-    let built = if calls_resolvers(package, plan) {
-        build(target, arch, package, plan, &mapped, clock)
-    } else {
-        let written = region::release(target)
-            .map_err(Into::into)
-            .and_then(|()| build(target, arch, package, plan, &mapped, clock));
-        match written {
-            // Some transports write to read-only memory only through a thread that is stopped.
-            Err(SessionError::Target(TargetError::Memory { action: "write", .. })) => region::hold(target)
-                .map_err(Into::into)
-                .and_then(|()| build(target, arch, package, plan, &mapped, clock)),
-            other => other,
-        }
-    };
+    // A thread stays held only where its help is needed; else everybody runs while the image is written.
+    let mut held = calls_resolvers(package, plan);
+    if !held {
+        region::release(target).map_err(|cause| SessionError::NotResumed {
+            what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
+            cause,
+        })?;
+    }
+    let mut built = build(target, arch, package, plan, &mapped, clock);
+    if !held && matches!(&built, Err(SessionError::Target(TargetError::Memory { action: "write", .. }))) {
+        // Some transports write to read-only memory only through a thread that is stopped.
+        built = match region::hold(target) {
+            Ok(()) => {
+                held = true;
+                build(target, arch, package, plan, &mapped, clock)
+            }
+            Err(e) => Err(e.into()),
+        };
+    }
     let e = match built {
+        Ok(record) if !held => return Ok(record),
         Ok(record) => {
             return region::release(target).map(|()| record).map_err(|cause| SessionError::NotResumed {
                 what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
-                cause,
+                cause: Box::new(cause),
             });
         }
         Err(e) => e,
     };
-    let mut undone = region::hold(target)
-        .and_then(|()| region::unmap(target, arch, mapped.region, plan.record_size + plan.image_size));
+    let mut undone = if held { Ok(()) } else { region::hold(target) };
+    undone = undone.and_then(|()| region::unmap(target, arch, mapped.region, plan.record_size + plan.image_size));
     if mapped.islands.1 != 0 {
         undone = undone.and(region::unmap(target, arch, mapped.islands.0, mapped.islands.1));
     }
     Err(match (undone, region::release(target)) {
-        (_, Err(cause)) => SessionError::NotResumed { what: alloc::format!("{e}"), cause },
+        (_, Err(cause)) => SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) },
         (Ok(()) | Err(TargetError::Gone { .. }), Ok(())) => e,
         (Err(undo), Ok(())) => left_over(e, mapped.region, &undo),
     })
@@ -389,7 +395,7 @@ fn commit(
                 Ok(_) => alloc::format!("the patch is not in, its image at {} stays mapped", record.at),
                 Err(e) => alloc::format!("{e}; its image at {} stays mapped", record.at),
             };
-            return Err(SessionError::NotResumed { what, cause });
+            return Err(SessionError::NotResumed { what, cause: Box::new(cause) });
         }
         let blockers: Vec<Blocker> = match outcome {
             Ok(b) => b,

@@ -271,7 +271,7 @@ pub enum SessionError {
         /// What had been done by then, as a clause.
         what: String,
         /// Why not.
-        cause: TargetError,
+        cause: alloc::boxed::Box<TargetError>,
     },
     /// Sites were written, something failed, and undoing that failed as well.
     #[error("{cause}; UNDOING THAT FAILED TOO: {undo}")]

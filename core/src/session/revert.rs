@@ -134,7 +134,7 @@ fn put_back(
                 Ok(_) => String::from("the patch is still in"),
                 Err(e) => format!("{e}"),
             };
-            return Err(SessionError::NotResumed { what, cause });
+            return Err(SessionError::NotResumed { what, cause: Box::new(cause) });
         }
         let blockers = match outcome {
             Ok(b) => b,
@@ -247,7 +247,7 @@ fn retire(
         // memory or register names it.
         resume_all(target).map_err(|cause| SessionError::NotResumed {
             what: format!("the old code is back, the image at {} stays mapped", record.at),
-            cause,
+            cause: Box::new(cause),
         })?;
         longest = longest.max(clock.now_us().saturating_sub(stopped_at));
         let why = looked?;

@@ -180,10 +180,12 @@ fn options(form: Option<&str>) -> Options {
     Options { form: form.map(String::from), timeout_ms: 50, ..Options::default() }
 }
 
+#[allow(clippy::result_large_err)] // the library's own
 fn apply(p: &mut Process, package: &Package, o: &Options) -> Result<session::Applied, SessionError> {
     session::apply(p, &X86_64, package, o, &mut TestClock::default())
 }
 
+#[allow(clippy::result_large_err)] // the library's own
 fn revert(p: &mut Process, name: Option<&str>) -> Result<session::Reverted, SessionError> {
     session::revert(p, &X86_64, name, 50, &mut TestClock::default())
 }

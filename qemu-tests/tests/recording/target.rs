@@ -457,10 +457,10 @@ impl Threads for Process {
 
 impl Calls for Process {
     fn hold(&mut self) -> Result<ThreadId, TargetError> {
-        let free = !self.held && !self.stopped;
-        self.rule(free, || "hold while held or stopped".into());
+        let running = !self.stopped;
+        self.rule(running, || "hold while all are stopped".into());
         let result = self.simple(Step::Hold, |_| {});
-        self.held = result.is_ok();
+        self.held |= result.is_ok();
         result.map(|()| ThreadId(1))
     }
 
