@@ -43,7 +43,7 @@ impl Failure {
         match self.class {
             Class::Refused => 1,
             Class::BadInput => 2,
-            Class::RolledBack => 3,
+            Class::RolledBack | Class::Failed => 3,
         }
     }
 
@@ -53,6 +53,7 @@ impl Failure {
             Class::Refused => "refused",
             Class::BadInput => "error",
             Class::RolledBack => "rolled back",
+            Class::Failed => "failed",
         };
         let path = self.path.as_ref().map_or(String::new(), |p| format!("{}: ", p.display()));
         eprintln!("tfix: {word} [{}]: {path}{}", self.rule, self.message);

@@ -9,6 +9,9 @@ pub enum Class {
     BadInput,
     /// Something went wrong after the first change to the target, and that change was undone (exit code 3).
     RolledBack,
+    /// Something went wrong after the first change to the target, and undoing it did not succeed; the message says in
+    /// what state the target is (exit code 3).
+    Failed,
 }
 
 /// Implemented by the error enum of every stage.

@@ -319,10 +319,8 @@ impl Explain for SessionError {
             SessionError::OtherArchitecture { .. }
             | SessionError::UnknownResidue { .. }
             | SessionError::UnknownForm { .. } => Class::BadInput,
-            SessionError::RolledBack { .. }
-            | SessionError::StillApplied { .. }
-            | SessionError::NotResumed { .. }
-            | SessionError::Stuck { .. } => Class::RolledBack,
+            SessionError::RolledBack { .. } | SessionError::StillApplied { .. } => Class::RolledBack,
+            SessionError::NotResumed { .. } | SessionError::Stuck { .. } => Class::Failed,
             _ => Class::Refused,
         }
     }

@@ -230,7 +230,10 @@ pub fn plan(
         range = wanted;
     }
 
-    let protected = protect(package, &module, &sites, options.policy);
+    let mut protected = protect(package, &module, &sites, options.policy);
+    if options.policy == Policy::Function {
+        protected.extend(protect_earlier(&inspected, &sites));
+    }
     let sequence = inspected.records.iter().map(|r| r.sequence).max().unwrap_or(0) + 1;
     Ok(Plan {
         target: target.describe(),
@@ -519,6 +522,24 @@ fn protect(package: &Package, module: &Module, sites: &[PlannedSite], policy: Po
                 }
             }
         }
+    }
+    out
+}
+
+/// The old code of a function that is patched already is the earlier patch's.
+fn protect_earlier(inspected: &Inspected, sites: &[PlannedSite]) -> Vec<Protected> {
+    let mut out = Vec::new();
+    for r in inspected.records.iter().filter(|r| is_active(r)) {
+        let Some(site) = r.sites.iter().find(|old| sites.iter().any(|s| s.entry == old.entry)) else { continue };
+        let (low, high) = r.image_range();
+        let code = inspected.mappings.iter().filter(|m| m.perm.exec && m.start >= low && m.start < high);
+        out.extend(code.map(|m| Protected {
+            name: format!("{} of patch {}", site.function, r.name),
+            start: m.start,
+            end: m.end,
+            entry: false,
+            function: site.new,
+        }));
     }
     out
 }

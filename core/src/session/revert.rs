@@ -12,8 +12,11 @@ use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 
 /// First wait between attempts, and the longest, microseconds.
 const WAIT_US: (u64, u64) = (500, 20_000);
-/// How long to wait for threads to leave the image before it is parked, microseconds.
-const LEAVE_US: u64 = 200_000;
+/// How long to wait for threads to leave the image, and for a pointer to vanish, before the image is parked, microseconds.
+const LEAVE_US: u64 = 1_000_000;
+const FORGET_US: u64 = 200_000;
+/// The longest wait between looks (each is a pause), microseconds.
+const LOOK_US: u64 = 50_000;
 /// More memory than this is not searched for pointers into the image while everybody is stopped, bytes.
 const MAX_SEARCH: u64 = 16 << 20;
 /// Mappings up to this size are searched without asking which parts were touched, bytes.
@@ -234,7 +237,7 @@ fn retire(
         let threads = stop_all(target)?;
         let looked = match checker.check(target, &threads) {
             Ok(b) => match b.first() {
-                Some(b) => Ok(Some(format!("{b}").into())),
+                Some(b) => Ok(Some(Why { text: format!("{b}"), patience: LEAVE_US })),
                 None => search(target, arch, record, &ranges, &threads),
             },
             Err(e @ SessionError::StackUnknown { .. }) => Ok(Some(format!("{e}").into())),
@@ -253,13 +256,12 @@ fn retire(
                 discard(target, arch, record)?;
                 return Ok((None, longest));
             }
-            Some(why) if why.for_good || clock.now_us().saturating_sub(begin) >= LEAVE_US || target.interrupted() => {
+            Some(why) if clock.now_us().saturating_sub(begin) >= why.patience || target.interrupted() => {
                 return Ok((Some(why.text), longest));
             }
-            // Every look is a pause: few of them, farther and farther apart.
             Some(_) => {
                 clock.wait_us(wait);
-                wait *= 4;
+                wait = (wait * 2).min(LOOK_US);
             }
         }
     }
@@ -268,13 +270,13 @@ fn retire(
 /// Why an image has to stay.
 struct Why {
     text: String,
-    /// Looking again will not change it.
-    for_good: bool,
+    /// How long to look again before that is final, microseconds.
+    patience: u64,
 }
 
 impl From<String> for Why {
     fn from(text: String) -> Why {
-        Why { text, for_good: false }
+        Why { text, patience: FORGET_US }
     }
 }
 
@@ -322,7 +324,7 @@ fn search(
     }
     if total > MAX_SEARCH {
         let text = format!("{} MiB of writable memory are too many to search for pointers into the image", total >> 20);
-        return Ok(Some(Why { text, for_good: true }));
+        return Ok(Some(Why { text, patience: 0 }));
     }
     let largest = pieces.iter().map(|p| p.1.0 - p.0.0).max().unwrap_or(0).min(CHUNK);
     let mut buf = vec![0u8; largest as usize];
