@@ -215,6 +215,14 @@ mod with_alloc {
         fn calls(&mut self) -> Option<&mut dyn Calls>;
         /// Cache maintenance, where the transport has to do it itself.
         fn cache(&mut self) -> Option<&mut dyn CacheFlush>;
+        /// Keeps other users of this transport from changing the target, until this one is dropped. Called before the
+        /// target is looked at with the intent to change it.
+        ///
+        /// # Errors
+        /// [`TargetError::Unsuitable`] where somebody else has it.
+        fn claim(&mut self) -> Result<(), TargetError> {
+            Ok(())
+        }
         /// Has the user asked to stop? Looked at between steps, never between the writes of sites.
         fn interrupted(&self) -> bool {
             false

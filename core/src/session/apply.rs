@@ -9,6 +9,7 @@ use crate::session::plan::{Options, Plan, PlannedSite, Value, encode_site, plan}
 use crate::session::record::{Record, RecordSite, State};
 use crate::session::region::{self, Piece};
 use crate::session::space::{StartRange, candidates};
+use crate::session::sweep::sweep;
 use crate::session::{Clock, attach, flush, hex, resume_all, stop_all};
 use crate::target::{Perm, Target, TargetError};
 use alloc::{boxed::Box, string::String, vec, vec::Vec};
@@ -41,8 +42,12 @@ pub fn apply(
     options: &Options,
     clock: &mut dyn Clock,
 ) -> Result<Applied, SessionError> {
-    let plan = plan(target, arch, package, options)?;
+    target.claim()?;
+    let mut plan = plan(target, arch, package, options)?;
     interrupted(target)?;
+    if sweep(target, arch, &plan.inspected.mappings, &plan.inspected.records)? {
+        plan = super::plan(target, arch, package, options)?;
+    }
     let mut prepared = prepare(target, arch, package, &plan, clock)?;
     match commit(target, arch, package, &plan, options, clock, &mut prepared) {
         Ok((pause_us, attempts)) => Ok(Applied { record: prepared, pause_us, attempts }),

@@ -12,6 +12,7 @@ mod region;
 pub mod revert;
 pub mod space;
 pub mod stack;
+pub mod sweep;
 pub mod unwind;
 
 pub use apply::{Applied, apply};

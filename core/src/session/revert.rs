@@ -6,6 +6,7 @@ use crate::session::apply::{discard, restore_sites, write_site};
 use crate::session::error::{Blocker, SessionError};
 use crate::session::record::{Record, RecordSite, State};
 use crate::session::stack::Protected;
+use crate::session::sweep::sweep;
 use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_active, resume_all, stop_all};
 use crate::target::{Target, TargetError, ThreadId};
 use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
@@ -48,7 +49,11 @@ pub fn revert(
     timeout_ms: u64,
     clock: &mut dyn Clock,
 ) -> Result<Reverted, SessionError> {
-    let found = inspect(target)?;
+    target.claim()?;
+    let mut found = inspect(target)?;
+    if sweep(target, arch, &found.mappings, &found.records)? {
+        found = inspect(target)?;
+    }
     let mut record = choose(target, &found.records, name)?;
     topmost(&found.records, &record)?;
     let (pause_us, attempts) = put_back(target, arch, &found, &mut record, timeout_ms, clock)?;

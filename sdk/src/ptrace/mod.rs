@@ -14,7 +14,7 @@ mod proc;
 mod stop;
 mod sys;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt as _;
@@ -221,6 +221,17 @@ impl Target for PtraceTarget {
     }
     fn cache(&mut self) -> Option<&mut dyn CacheFlush> {
         None
+    }
+    fn claim(&mut self) -> Result<(), TargetError> {
+        // The lock lies on the file in /proc that only those can open who may change the process, and ends with us.
+        self.memory.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => TargetError::Unsuitable {
+                rule: "in-use",
+                what: self.describe(),
+                why: "is just being patched by another tfix".into(),
+            },
+            TryLockError::Error(e) => open_error(self.pid, "lock", &e),
+        })
     }
     fn interrupted(&self) -> bool {
         sys::interrupted()
