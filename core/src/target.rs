@@ -279,14 +279,6 @@ mod with_alloc {
         /// # Errors
         /// [`TargetError`]
         fn resume_all(&mut self) -> Result<(), TargetError>;
-        /// Lets one stopped thread execute one instruction; it is stopped again afterwards. A thread that has a signal
-        /// to take, or ended, is left as it is.
-        ///
-        /// # Errors
-        /// [`TargetError`]; [`TargetError::Unsupported`] where the transport can't.
-        fn step(&mut self, _thread: ThreadId) -> Result<(), TargetError> {
-            Err(TargetError::Unsupported { what: "step a thread" })
-        }
         /// Lets only these stopped threads run for about `micros` microseconds; all others stay stopped. Threads that
         /// they make meanwhile run; [`Threads::stop_all`] stops those too.
         ///

@@ -17,8 +17,6 @@ use alloc::{string::String, vec::Vec};
 
 /// Stacks are read in pieces of this many bytes.
 const CHUNK: u64 = 256 << 10;
-/// How many instructions a thread is stepped towards the end of a function.
-const MAX_STEPS: u32 = 400;
 /// How long threads that are inside run at a time, microseconds.
 const SLICE_US: u64 = 20;
 
@@ -95,8 +93,8 @@ impl Checker<'_, '_> {
     }
 
     /// Helps threads that are inside to get out, while all others stay stopped: a function that is busy most of the time
-    /// in several threads would otherwise never be free in all of them at once. Short ways out are stepped, so that the
-    /// thread does not run on into its next call; longer ones are run in slices. Ends when nobody is inside any more,
+    /// in several threads would otherwise never be free in all of them at once. They run
+    /// in short slices until each was stopped outside once. Ends when nobody is inside any more,
     /// or when `deadline_us` has passed. Returns who still is.
     ///
     /// # Errors
@@ -109,20 +107,11 @@ impl Checker<'_, '_> {
         deadline_us: u64,
     ) -> Result<Vec<Blocker>, SessionError> {
         while !blockers.is_empty() && clock.now_us() < deadline_us {
-            let mut inside = Vec::new();
-            for b in &blockers {
-                // Only who executes the function itself can be near its end.
-                let near = b.frame == Some(0);
-                if !(near && self.step_out(target, b.thread)?) {
-                    inside.push(b.thread);
-                }
-            }
-            if !inside.is_empty() {
-                let Some(api) = target.threads() else { return Ok(blockers) };
-                match api.run_some(&inside, SLICE_US) {
-                    Err(TargetError::Unsupported { .. }) => return Ok(blockers),
-                    other => other?,
-                }
+            let inside: Vec<ThreadId> = blockers.iter().map(|b| b.thread).collect();
+            let Some(api) = target.threads() else { return Ok(blockers) };
+            match api.run_some(&inside, SLICE_US) {
+                Err(TargetError::Unsupported { .. }) => return Ok(blockers),
+                other => other?,
             }
             // Those that ran may have made threads, which run.
             let Some(api) = target.threads() else { return Ok(blockers) };
@@ -130,23 +119,6 @@ impl Checker<'_, '_> {
             blockers = self.check(target, &all)?;
         }
         Ok(blockers)
-    }
-
-    /// Steps a thread until it is outside; `false` after too many steps.
-    fn step_out(&mut self, target: &mut dyn Target, thread: ThreadId) -> Result<bool, SessionError> {
-        for _ in 0..MAX_STEPS {
-            let Some(api) = target.threads() else { return Ok(false) };
-            match api.step(thread) {
-                Err(TargetError::Unsupported { .. }) => return Ok(false),
-                other => other?,
-            }
-            let regs = api.registers(thread)?;
-            let pc = regs.get(self.layout.pc);
-            if !self.protected.iter().any(|p| p.holds_pc(pc)) && self.check_thread(target, thread, &regs)?.is_none() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     fn blocker(&self, thread: ThreadId, p: &Protected, at: u64, frame: Option<usize>) -> Blocker {

@@ -1,134 +1,217 @@
-//! The system calls behind the transport: the only file of this crate with `unsafe`.
+//! The system calls of the transport: the only file of it with `unsafe`.
+//!
+//! `nix` covers what it can. The rest is here because nix's signal type knows no real-time signals, which a traced
+//! program may well use, and because it waits without WNOWAIT (see [`peek`]).
 
-use std::io;
+// The type of ptrace requests, and of their constants, differs between C libraries.
+#![allow(clippy::unnecessary_cast)]
+
+use nix::errno::Errno;
+use std::io::IoSliceMut;
+use std::mem::{MaybeUninit, size_of};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A thread id.
-pub type Tid = libc::pid_t;
+type Result<T> = std::result::Result<T, Errno>;
 
-/// `NT_PRSTATUS` (include/uapi/linux/elf.h): general registers.
-pub const NT_PRSTATUS: usize = 1;
-/// `NT_X86_XSTATE` and `NT_PRFPREG`: extended state, tried in this order.
-pub const EXTENDED_STATE: [usize; 2] = [0x202, 2];
-/// `PTRACE_O_SUSPEND_SECCOMP` (include/uapi/linux/ptrace.h).
-pub const O_SUSPEND_SECCOMP: usize = 1 << 21;
-/// `PTRACE_O_TRACESYSGOOD`
-pub const O_TRACESYSGOOD: usize = 1;
-/// `PTRACE_EVENT_STOP`
-const EVENT_STOP: i32 = 128;
+/// Options of every seized thread: exec and system call stops can be told from signals.
+pub(super) const OPTIONS: usize = (libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD) as usize;
+/// Takes the thread's seccomp filters out of action (needs CAP_SYS_ADMIN and CONFIG_CHECKPOINT_RESTORE).
+pub(super) const SUSPEND_SECCOMP: usize = libc::PTRACE_O_SUSPEND_SECCOMP as usize;
+/// `PTRACE_EVENT_STOP`: the stop that PTRACE_INTERRUPT asks for, and group stops (kernel include/uapi/linux/ptrace.h).
+pub(super) const EVENT_STOP: i32 = 128;
+/// `PTRACE_EVENT_EXEC`
+pub(super) const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
+/// General registers (kernel include/uapi/linux/elf.h).
+pub(super) const NT_PRSTATUS: usize = 1;
+/// Floating point registers.
+pub(super) const NT_PRFPREG: usize = 2;
+/// The XSAVE area of x86.
+pub(super) const NT_X86_XSTATE: usize = 0x202;
+/// PTRACE_GET_RSEQ_CONFIGURATION, since Linux 5.13; not in every libc.
+const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 
-fn request(request: libc::c_uint, tid: Tid, addr: usize, data: usize) -> io::Result<()> {
-    // SAFETY: the requests made through here take plain numbers, or pointers to buffers that outlive the call; the
-    // kernel checks every argument and touches none of our memory beyond the buffers named in `data`.
+/// How a stopped thread goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Go {
+    /// Until the next signal or event.
+    On,
+    /// Also stops at system call entry and exit.
+    ToSyscall,
+}
+
+/// What a traced thread reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// It is stopped: on a signal that is about to be delivered (`event` 0), or for `event`.
+    Stop { sig: i32, event: i32 },
+    /// It ended.
+    Dead,
+}
+
+impl Event {
+    /// Entry or exit of a system call (PTRACE_O_TRACESYSGOOD).
+    pub(super) const SYSCALL: Event = Event::Stop { sig: libc::SIGTRAP | 0x80, event: 0 };
+}
+
+fn ptrace(request: u32, tid: i32, addr: usize, data: usize) -> Result<()> {
+    // SAFETY: all requests that come here take plain numbers, or `data` is the address of a live object of the size that
+    // the request writes or reads (the callers below pass a reference that outlives the call).
     let r = unsafe { libc::ptrace(request as _, tid, addr as *mut libc::c_void, data as *mut libc::c_void) };
-    if r == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    Errno::result(r).map(drop)
 }
 
 /// Attaches without stopping.
-pub fn seize(tid: Tid, options: usize) -> io::Result<()> {
-    request(libc::PTRACE_SEIZE as _, tid, 0, options)
+pub(super) fn seize(tid: i32, options: usize) -> Result<()> {
+    loop {
+        match ptrace(libc::PTRACE_SEIZE as u32, tid, 0, options) {
+            // The kernel waits for the target's cred_guard_mutex, interruptibly.
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
 }
 
-/// Asks a seized thread to stop.
-pub fn interrupt(tid: Tid) -> io::Result<()> {
-    request(libc::PTRACE_INTERRUPT as _, tid, 0, 0)
+/// Asks for a stop with [`EVENT_STOP`], also on top of the stop that the thread may be in.
+pub(super) fn interrupt(tid: i32) -> Result<()> {
+    ptrace(libc::PTRACE_INTERRUPT as u32, tid, 0, 0)
 }
 
-/// Lets a stopped thread go on and delivers `signal` (0: none).
-pub fn cont(tid: Tid, signal: i32) -> io::Result<()> {
-    request(libc::PTRACE_CONT as _, tid, 0, signal as usize)
+pub(super) fn set_options(tid: i32, options: usize) -> Result<()> {
+    ptrace(libc::PTRACE_SETOPTIONS as u32, tid, 0, options)
 }
 
-/// Lets a stopped thread go on until the next system call boundary.
-pub fn cont_to_syscall(tid: Tid) -> io::Result<()> {
-    request(libc::PTRACE_SYSCALL as _, tid, 0, 0)
+/// Lets a stopped thread go on, with signal `sig` (0: none) where it was stopped on a signal.
+pub(super) fn go(tid: i32, how: Go, sig: i32) -> Result<()> {
+    let request = match how {
+        Go::On => libc::PTRACE_CONT,
+        Go::ToSyscall => libc::PTRACE_SYSCALL,
+    };
+    ptrace(request as u32, tid, 0, sig as usize)
 }
 
-/// Executes one instruction of a stopped thread.
-pub fn step(tid: Tid) -> io::Result<()> {
-    request(libc::PTRACE_SINGLESTEP as _, tid, 0, 0)
+/// Lets a stopped thread go, for good.
+pub(super) fn detach(tid: i32) -> Result<()> {
+    ptrace(libc::PTRACE_DETACH as u32, tid, 0, 0)
 }
 
-/// Detaches a stopped thread and delivers `signal` (0: none).
-pub fn detach(tid: Tid, signal: i32) -> io::Result<()> {
-    request(libc::PTRACE_DETACH as _, tid, 0, signal as usize)
-}
-
-/// Reads a register set; returns how many bytes of `buf` it has.
-pub fn get_regset(tid: Tid, kind: usize, buf: &mut [u8]) -> io::Result<usize> {
+/// Reads a register set; returns its length.
+pub(super) fn get_regset(tid: i32, note: usize, buf: &mut [u8]) -> Result<usize> {
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-    request(libc::PTRACE_GETREGSET as _, tid, kind, &raw mut iov as usize)?;
+    ptrace(libc::PTRACE_GETREGSET as u32, tid, note, (&raw mut iov) as usize)?;
     Ok(iov.iov_len)
 }
 
 /// Writes a register set.
-pub fn set_regset(tid: Tid, kind: usize, buf: &[u8]) -> io::Result<()> {
+pub(super) fn set_regset(tid: i32, note: usize, buf: &[u8]) -> Result<()> {
     let mut iov = libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() };
-    request(libc::PTRACE_SETREGSET as _, tid, kind, &raw mut iov as usize)
+    ptrace(libc::PTRACE_SETREGSET as u32, tid, note, (&raw mut iov) as usize)
 }
 
-/// `PTRACE_GETSIGMASK` and `PTRACE_SETSIGMASK` (include/uapi/linux/ptrace.h).
-const GETSIGMASK: libc::c_uint = 0x420a;
-const SETSIGMASK: libc::c_uint = 0x420b;
-
-/// The blocked signals of a stopped thread.
-pub fn sigmask(tid: Tid) -> io::Result<u64> {
+/// The thread's mask of blocked signals; in calls like ppoll, the mask that it returns to.
+pub(super) fn get_sigmask(tid: i32) -> Result<u64> {
     let mut mask = 0u64;
-    request(GETSIGMASK, tid, size_of::<u64>(), &raw mut mask as usize)?;
+    ptrace(libc::PTRACE_GETSIGMASK as u32, tid, size_of::<u64>(), (&raw mut mask) as usize)?;
     Ok(mask)
 }
 
-/// Sets the blocked signals of a stopped thread.
-pub fn set_sigmask(tid: Tid, mask: u64) -> io::Result<()> {
-    request(SETSIGMASK, tid, size_of::<u64>(), &raw const mask as usize)
+pub(super) fn set_sigmask(tid: i32, mask: u64) -> Result<()> {
+    ptrace(libc::PTRACE_SETSIGMASK as u32, tid, size_of::<u64>(), (&raw const mask) as usize)
 }
 
-/// Writes one word of a stopped thread's memory.
-pub fn poke(tid: Tid, addr: usize, word: usize) -> io::Result<()> {
-    request(libc::PTRACE_POKEDATA as _, tid, addr, word)
+/// Writes one word, through any protection.
+pub(super) fn poke(tid: i32, addr: usize, word: usize) -> Result<()> {
+    ptrace(libc::PTRACE_POKEDATA as u32, tid, addr, word)
 }
 
-/// What a wait found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Nothing yet.
-    Nothing,
-    /// Stopped because we asked; `group` where the whole process is stopped by a job control signal.
-    Interrupted {
-        /// Stopped by job control too.
-        group: bool,
-    },
-    /// At a system call boundary.
-    Syscall,
-    /// About to get this signal.
-    Signal(i32),
-    /// It ended.
-    Gone,
+/// Number and code of the signal that a thread is stopped on; ESRCH while it is not stopped.
+pub(super) fn siginfo(tid: i32) -> Result<(i32, i32)> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    ptrace(libc::PTRACE_GETSIGINFO as u32, tid, 0, info.as_mut_ptr() as usize)?;
+    // SAFETY: all zero is a valid siginfo_t, and the kernel has filled it.
+    let info = unsafe { info.assume_init() };
+    Ok((info.si_signo, info.si_code))
 }
 
-/// Looks whether `tid` stopped or ended; never blocks.
-pub fn try_wait(tid: Tid) -> Wait {
-    let mut status = 0;
-    // SAFETY: `status` is valid for the write; no other memory is involved.
-    let r = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
-    if r == 0 {
-        return Wait::Nothing;
+/// Address of the thread's `struct rseq`, if it registered one.
+pub(super) fn rseq_area(tid: i32) -> Option<u64> {
+    /// `struct ptrace_rseq_configuration`
+    #[repr(C)]
+    struct Configuration {
+        pointer: u64,
+        size: u32,
+        signature: u32,
+        flags: u32,
+        pad: u32,
     }
-    if r < 0 {
-        return if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
-            Wait::Nothing
-        } else {
-            Wait::Gone
-        };
-    }
-    if !libc::WIFSTOPPED(status) {
-        return Wait::Gone;
-    }
-    let signal = libc::WSTOPSIG(status);
-    if status >> 16 == EVENT_STOP {
-        return Wait::Interrupted { group: signal != libc::SIGTRAP };
-    }
-    if signal == libc::SIGTRAP | 0x80 { Wait::Syscall } else { Wait::Signal(signal) }
+    let mut c = Configuration { pointer: 0, size: 0, signature: 0, flags: 0, pad: 0 };
+    ptrace(GET_RSEQ_CONFIGURATION, tid, size_of::<Configuration>(), (&raw mut c) as usize).ok()?;
+    (c.pointer != 0).then_some(c.pointer)
+}
+
+fn waitid(tid: i32, flags: i32) -> Result<Option<(i32, i32)>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: `info` is writable and large enough.
+    let r = unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, info.as_mut_ptr(), flags | libc::__WALL) };
+    Errno::result(r)?;
+    // SAFETY: all zero is a valid siginfo_t, the kernel filled it, and waitid's fields are the ones to read.
+    let (pid, code, status) = unsafe {
+        let info = info.assume_init();
+        (info.si_pid(), info.si_code, info.si_status())
+    };
+    Ok((pid != 0).then_some((code, status)))
+}
+
+/// What the thread reports, if anything, without taking the report away.
+///
+/// A report that was taken (any wait without WNOWAIT) has the signal's number with it: should the tool be gone before it let
+/// the thread go on, the signal would be lost (kernel/exit.c, wait_task_stopped clears `exit_code`, from which ptrace_stop
+/// takes the signal). Left in place, the signal is delivered even then.
+pub(super) fn peek(tid: i32) -> Result<Option<Event>> {
+    let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    Ok(match waitid(tid, flags) {
+        Ok(None) => None,
+        Ok(Some((libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED, _))) | Err(Errno::ECHILD) => Some(Event::Dead),
+        Ok(Some((_, status))) => Some(Event::Stop { sig: status & 0xff, event: status >> 8 }),
+        Err(Errno::EINTR) => None,
+        Err(e) => return Err(e),
+    })
+}
+
+/// As [`peek`], for the case that someone else in this process took the report (a wait for any child does): asks the thread.
+pub(super) fn probe(tid: i32) -> Option<Event> {
+    let (sig, code) = siginfo(tid).ok()?;
+    // ptrace_do_notify gives the code of its stops as (event << 8 | signal), or SIGTRAP | 0x80 (kernel/signal.c).
+    Some(if code >> 8 > 0 && code & 0xff == sig || (sig == libc::SIGTRAP && code == libc::SIGTRAP | 0x80) {
+        Event::Stop { sig: code & 0xff, event: code >> 8 }
+    } else {
+        Event::Stop { sig, event: 0 }
+    })
+}
+
+/// Takes the report of a thread's end, so that the kernel can forget it.
+pub(super) fn reap(tid: i32) {
+    // Nothing to do about errors: then there is nothing to take.
+    let _ = waitid(tid, libc::WEXITED | libc::WNOHANG);
+}
+
+/// Reads memory that the target itself may read; returns how much there was.
+pub(super) fn vm_read(pid: i32, addr: usize, buf: &mut [u8]) -> Result<usize> {
+    let len = buf.len();
+    let remote = [nix::sys::uio::RemoteIoVec { base: addr, len }];
+    nix::sys::uio::process_vm_readv(nix::unistd::Pid::from_raw(pid), &mut [IoSliceMut::new(buf)], &remote)
+}
+
+/// Sends a signal to one thread.
+pub(super) fn tgkill(pid: i32, tid: i32, sig: i32) -> Result<()> {
+    // SAFETY: three numbers.
+    let r = unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, sig) };
+    Errno::result(r).map(drop)
+}
+
+/// Does process `pid` exist, and may we send it signals?
+pub(super) fn exists(pid: i32) -> Result<()> {
+    // SAFETY: two numbers; signal 0 only checks.
+    Errno::result(unsafe { libc::kill(pid, 0) }).map(drop)
 }
 
 /// While it lives, the signal that the kernel sends when a traced thread stops (SIGCHLD) is kept back in this thread,
@@ -223,25 +306,29 @@ impl Drop for Urgent {
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-extern "C" fn on_signal(_: libc::c_int) {
+extern "C" fn on_interrupt(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// Makes SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process: a patch is never left half way because
-/// the user lost patience.
-pub fn install_interrupt_flag() {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: a zeroed sigaction is a valid one; the handler only stores to an atomic, which is async-signal-safe.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_signal as *const () as usize;
-            action.sa_flags = libc::SA_RESTART;
-            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
-        }
-    }
+/// Has one of the signals of [`install_interrupt_flag`] come?
+pub(super) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Did one of those signals come?
-pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
+/// From now on SIGINT, SIGTERM and SIGHUP set a flag and do nothing else. Those that are ignored (nohup) stay ignored.
+pub(super) fn install_interrupt_flag() {
+    for sig in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: all zero is a valid sigaction; the handler only stores to an atomic, which is async-signal-safe; it has
+        // the signature that a handler without SA_SIGINFO has. The pointers are to locals.
+        unsafe {
+            let mut old: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(sig, std::ptr::null(), &raw mut old) == 0 && old.sa_sigaction != libc::SIG_IGN {
+                let mut new: libc::sigaction = std::mem::zeroed();
+                new.sa_sigaction = on_interrupt as *const () as usize;
+                new.sa_flags = libc::SA_RESTART;
+                libc::sigemptyset(&raw mut new.sa_mask);
+                libc::sigaction(sig, &raw const new, std::ptr::null_mut());
+            }
+        }
+    }
 }

@@ -1,0 +1,546 @@
+//! Stopping all threads, and letting them go as if nothing had happened.
+//!
+//! * A thread is seized, asked to stop, and detached when it may go on: PTRACE_DETACH drops the requests that are left, and
+//!   puts a thread whose process was stopped by job control back into that stop (kernel/ptrace.c, __ptrace_unlink).
+//! * A thread that reports a signal instead of our stop gets it at once, and is asked again first, so that it stops before
+//!   its next instruction, the handler's first if there is one (kernel/signal.c, recalc_sigpending_tsk). No signal is kept
+//!   anywhere, hence none can be lost or doubled.
+//! * All threads are known once the kernel's count of them (the links of /proc/PID/task: fs/proc/base.c,
+//!   proc_task_getattr) is that of the stopped ones: nobody is left who could make another.
+//! * A stop interrupts a system call as a signal would. Most calls then end with one of the kernel's ERESTART codes, and
+//!   are made again by the kernel since no handler runs. Some end with EINTR for good (signal(7), "Interruption of system
+//!   calls and library functions by stop signals"): their result is changed to ERESTARTNOHAND, which makes the kernel do
+//!   the same with them, and still gives EINTR if a handler is to run (arch/x86/kernel/signal.c,
+//!   arch_do_signal_or_restart).
+
+use super::{PtraceTarget, Status, gone, proc_error, process, sys, system, unsuitable};
+use nix::errno::Errno;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+use sys::{Event, Go};
+use tigerfix_core::arch::{LinuxAbi, RegisterLayout, Registers};
+use tigerfix_core::field::{load, store};
+use tigerfix_core::target::{TargetError, ThreadId, Threads};
+
+/// How long a thread that could not be stopped in time gets to come to its stop when the others are let go.
+const LAST_CHANCE: Duration = Duration::from_millis(100);
+
+/// With more threads than this, nobody looks which of them are busy.
+const MANY: usize = 1024;
+
+/// A thread that is attached.
+pub(super) struct Task {
+    pub(super) phase: Phase,
+    /// It was not asleep when it was seized: it notices being stopped, so it is stopped last and let go first.
+    pub(super) busy: bool,
+    /// As read at the stop, the interrupted call put in order.
+    pub(super) regs: Registers,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Runs on.
+    Seized,
+    /// Was asked to stop.
+    Asked,
+    /// Stands.
+    Stopped,
+}
+
+/// Waits for something that takes micro- to milliseconds: looks again at once for a while, then sleeps until the kernel
+/// has news of a traced thread. (Giving the processor away instead can take a whole time slice of a busy machine.)
+pub(super) struct Patience {
+    deadline: Instant,
+    begin: Instant,
+    turns: u32,
+    news: Option<sys::ChildSignal>,
+}
+
+impl Patience {
+    const SPIN: Duration = Duration::from_micros(15);
+    /// The longest sleep, should the signal that wakes us go to another thread.
+    const NAP: Duration = Duration::from_micros(500);
+
+    pub(super) fn until(deadline: Instant) -> Patience {
+        Patience { deadline, begin: Instant::now(), turns: 0, news: None }
+    }
+
+    /// Waits a little; false once the deadline has passed. Every so many turns is a slow one, in which to look at what
+    /// seldom happens.
+    fn wait(&mut self) -> bool {
+        match &mut self.news {
+            None if self.begin.elapsed() < Self::SPIN => {
+                std::hint::spin_loop();
+                return true;
+            }
+            // One more look follows before the first sleep, or news from in between would be slept over.
+            None => self.news = Some(sys::ChildSignal::block()),
+            Some(news) => {
+                self.turns += 1;
+                news.wait(Self::NAP);
+            }
+        }
+        Instant::now() < self.deadline
+    }
+
+    fn is_slow(&self) -> bool {
+        self.turns > 0 && self.turns.is_multiple_of(16)
+    }
+
+    pub(super) fn millis(&self) -> u64 {
+        self.begin.elapsed().as_millis() as u64
+    }
+}
+
+/// Reads registers of a stopped thread.
+pub(super) fn read_registers(layout: &RegisterLayout, big: bool, tid: i32) -> Result<Registers, Errno> {
+    let (count, word) = (usize::from(layout.count), usize::from(layout.word));
+    let mut buf = [0u8; Registers::MAX * 8];
+    let len = sys::get_regset(tid, sys::NT_PRSTATUS, &mut buf)?;
+    // A program in another mode of the processor (i386) has a set of another size.
+    if len != count * word {
+        return Err(Errno::ENOEXEC);
+    }
+    let mut regs = Registers::ZERO;
+    for (v, b) in regs.values.iter_mut().zip(buf[..len].chunks_exact(word)) {
+        *v = load(b, endian(big));
+    }
+    Ok(regs)
+}
+
+/// Writes registers of a stopped thread.
+pub(super) fn write_registers(layout: &RegisterLayout, big: bool, tid: i32, regs: &Registers) -> Result<(), Errno> {
+    let (count, word) = (usize::from(layout.count), usize::from(layout.word));
+    let mut buf = [0u8; Registers::MAX * 8];
+    for (v, b) in regs.values.iter().zip(buf[..count * word].chunks_exact_mut(word)) {
+        store(b, endian(big), *v);
+    }
+    sys::set_regset(tid, sys::NT_PRSTATUS, &buf[..count * word])
+}
+
+fn endian(big: bool) -> tigerfix_core::field::Endian {
+    if big { tigerfix_core::field::Endian::Big } else { tigerfix_core::field::Endian::Little }
+}
+
+/// The number of the system call that a thread was stopped in, and the positive errno that it is about to return.
+pub(super) fn interrupted_call(layout: &RegisterLayout, regs: &Registers) -> Option<(u64, u64)> {
+    let nr = regs.get(layout.restart_nr?);
+    let result = regs.get(layout.result);
+    // The kernel compares it as an int: -1 (in any width) means not in a call.
+    if (nr as u32 as i32) < 0 {
+        return None;
+    }
+    let errno = match layout.error_flag {
+        None if layout.word == 4 => u64::from((result as u32).wrapping_neg()),
+        None => result.wrapping_neg(),
+        Some(flag) if regs.get(flag) != 0 => result,
+        Some(_) => return None,
+    };
+    // 516, ERESTART_RESTARTBLOCK, is the highest (include/linux/errno.h).
+    (1..=516).contains(&errno).then_some((u64::from(nr as u32), errno))
+}
+
+/// Where the call was ended by our stop with EINTR and may be made again: the registers that have the kernel do so.
+fn restarted(layout: &RegisterLayout, linux: &LinuxAbi, regs: &Registers) -> Option<Registers> {
+    let (nr, errno) = interrupted_call(layout, regs)?;
+    if errno != linux.eintr || !linux.restart_after_eintr.contains(&nr) {
+        return None;
+    }
+    let mut regs = *regs;
+    let code = linux.erestartnohand;
+    regs.set(layout.result, if layout.error_flag.is_some() { code } else { code.wrapping_neg() });
+    Some(regs)
+}
+
+impl PtraceTarget {
+    pub(super) fn layout(&self) -> &'static RegisterLayout {
+        self.arch.registers()
+    }
+
+    pub(super) fn is_big(&self) -> bool {
+        self.arch.data_endian() == tigerfix_core::field::Endian::Big
+    }
+
+    fn task_file(&self, tid: i32, file: &str) -> String {
+        format!("/proc/{}/task/{tid}/{file}", self.pid)
+    }
+
+    /// The thread's status, or `None` if it has ended.
+    pub(super) fn task_status(&self, tid: i32) -> Option<Status> {
+        Status::read(&self.task_file(tid, "status")).ok().filter(|s| !matches!(s.state(), 'Z' | 'X'))
+    }
+
+    /// All threads there are now, also ended ones that nobody waited for yet.
+    pub(super) fn tids(&self) -> Result<Vec<i32>, TargetError> {
+        let error = |e: std::io::Error| proc_error(self.pid, "list", "task", &e);
+        let mut tids = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid)).map_err(error)? {
+            tids.extend(entry.map_err(error)?.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
+        }
+        Ok(tids)
+    }
+
+    /// The kernel's count of threads, without the listing.
+    fn thread_count(&self) -> Result<u64, TargetError> {
+        let meta = std::fs::metadata(format!("/proc/{}/task", self.pid))
+            .map_err(|e| proc_error(self.pid, "list", "task", &e))?;
+        Ok(meta.nlink().saturating_sub(2))
+    }
+
+    /// Seizes a thread; false if it has ended.
+    pub(super) fn seize(&mut self, tid: i32) -> Result<bool, TargetError> {
+        // With very many threads it costs more to look than it saves.
+        let busy = self.tasks.len() > MANY || !self.sleeps(tid);
+        match sys::seize(tid, sys::OPTIONS) {
+            Ok(()) => {
+                self.tasks.insert(tid, Task { phase: Phase::Seized, busy, regs: Registers::ZERO });
+                Ok(true)
+            }
+            Err(Errno::ESRCH) => Ok(false),
+            Err(e) => match self.task_status(tid) {
+                None => Ok(false),
+                Some(s) if s.number("TracerPid") != 0 => {
+                    Err(TargetError::AlreadyTraced { what: self.thread(tid), tracer: s.number("TracerPid") })
+                }
+                Some(_) => Err(TargetError::NotPermitted {
+                    action: "attach to",
+                    what: self.thread(tid),
+                    why: e.desc().to_owned(),
+                }),
+            },
+        }
+    }
+
+    /// Is the thread asleep? By the state letter behind the name in /proc/PID/task/TID/stat.
+    fn sleeps(&self, tid: i32) -> bool {
+        let stat = std::fs::read_to_string(self.task_file(tid, "stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+    }
+
+    pub(super) fn thread(&self, tid: i32) -> String {
+        if tid == self.pid { process(tid) } else { format!("thread {tid} of process {}", self.pid) }
+    }
+
+    /// Asks a seized thread to stop. One that has ended shows that when it is waited for.
+    pub(super) fn ask(&mut self, tid: i32) {
+        if let Some(t) = self.tasks.get_mut(&tid)
+            && t.phase == Phase::Seized
+        {
+            let _ = sys::interrupt(tid);
+            t.phase = Phase::Asked;
+        }
+    }
+
+    /// Forgets a thread that has ended.
+    pub(super) fn bury(&mut self, tid: i32) {
+        self.tasks.remove(&tid);
+        // Our own child's end is reported to us once, as parent and tracer in one: whoever started it wants to see it.
+        if !(self.own_child && tid == self.pid) {
+            sys::reap(tid);
+        }
+    }
+
+    /// The next thing that a thread reports.
+    pub(super) fn next_event(
+        &self,
+        tid: i32,
+        patience: &mut Patience,
+        what: &'static str,
+    ) -> Result<Event, TargetError> {
+        loop {
+            match sys::peek(tid) {
+                Ok(Some(event)) => return Ok(event),
+                Ok(None) => {}
+                Err(e) => return Err(system(format!("wait for {}", self.thread(tid)), e)),
+            }
+            if patience.is_slow() {
+                if let Some(event) = sys::probe(tid) {
+                    return Ok(event);
+                }
+                // The main thread's end is not reported before all others have ended.
+                if self.task_status(tid).is_none() {
+                    return Ok(Event::Dead);
+                }
+            }
+            if !patience.wait() {
+                return Err(TargetError::Timeout { thread: ThreadId(tid as u64), what, millis: patience.millis() });
+            }
+        }
+    }
+
+    /// Waits for the stop that was asked for; false if the thread has ended instead.
+    pub(super) fn await_stop(&mut self, tid: i32, deadline: Instant) -> Result<bool, TargetError> {
+        let mut patience = Patience::until(deadline);
+        loop {
+            match self.next_event(tid, &mut patience, "stop")? {
+                Event::Dead => {
+                    self.bury(tid);
+                    return Ok(false);
+                }
+                Event::Stop { event: sys::EVENT_STOP, .. } => {
+                    self.settle(tid)?;
+                    return Ok(true);
+                }
+                Event::Stop { event: sys::EVENT_EXEC, .. } => {
+                    if let Some(t) = self.tasks.get_mut(&tid) {
+                        t.phase = Phase::Stopped;
+                    }
+                    return Err(unsuitable("exec", self.pid, "started another program meanwhile"));
+                }
+                // A signal: it is delivered now, and the stop comes before the thread's next instruction.
+                Event::Stop { sig, event: 0 } if sig & 0x80 == 0 => self.carry_on(tid, sig),
+                Event::Stop { .. } => self.carry_on(tid, 0),
+            }
+        }
+    }
+
+    /// Lets a thread run on towards the stop that it was asked for. Asks again, since any other stop takes the request with it
+    /// (kernel/signal.c, ptrace_stop), but for one that is made during that stop. If the thread was killed meanwhile, that
+    /// shows next.
+    fn carry_on(&self, tid: i32, sig: i32) {
+        let _ = sys::interrupt(tid);
+        let _ = sys::go(tid, Go::On, sig);
+    }
+
+    /// Reads the registers of a thread that has just stopped, and puts its interrupted call in order.
+    fn settle(&mut self, tid: i32) -> Result<(), TargetError> {
+        let (layout, big) = (self.layout(), self.is_big());
+        if let Some(t) = self.tasks.get_mut(&tid) {
+            t.phase = Phase::Stopped;
+        }
+        let mut regs = match read_registers(layout, big, tid) {
+            Ok(r) => r,
+            Err(Errno::ENOEXEC) => {
+                return Err(unsuitable("other-abi", tid, "runs in another mode of the processor than its program's"));
+            }
+            // Killed meanwhile.
+            Err(Errno::ESRCH) => return Err(gone(self.pid)),
+            Err(e) => return Err(system(format!("read the registers of {}", self.thread(tid)), e)),
+        };
+        if let Some(again) = self.arch.linux().and_then(|l| restarted(layout, l, &regs)) {
+            regs = again;
+            write_registers(layout, big, tid, &regs)
+                .map_err(|e| system(format!("write the registers of {}", self.thread(tid)), e))?;
+        }
+        if let Some(t) = self.tasks.get_mut(&tid) {
+            t.regs = regs;
+        }
+        Ok(())
+    }
+
+    /// Detaches a stopped thread, which then goes on. Only SIGKILL takes a thread out of its stop otherwise: its end has to be
+    /// waited for then, since nobody learns of the end of a process before its tracer has taken that of all threads.
+    pub(super) fn let_go(&mut self, tid: i32) {
+        let mut patience = Patience::until(Instant::now() + LAST_CHANCE);
+        while sys::detach(tid).is_err() {
+            match self.next_event(tid, &mut patience, "end") {
+                Ok(Event::Dead) => return self.bury(tid),
+                // It stopped once more on its way out.
+                Ok(Event::Stop { .. }) if patience.wait() => {}
+                _ => {
+                    if let Some(t) = self.tasks.get_mut(&tid) {
+                        t.phase = Phase::Asked;
+                    }
+                    return;
+                }
+            }
+        }
+        self.tasks.remove(&tid);
+    }
+
+    /// Detaches everything. Threads that run (a stop failed half way) have to be stopped for that; those that won't stay,
+    /// and are tried again the next time.
+    pub(super) fn let_all_go(&mut self) {
+        let held = self.held_thread();
+        let all = |t: &PtraceTarget, stopped: bool| -> Vec<i32> {
+            let wanted = |tid: i32, t: &Task| (t.phase == Phase::Stopped) == stopped && Some(tid) != held;
+            t.tasks.iter().filter(|(tid, t)| wanted(**tid, t)).map(|(tid, _)| *tid).collect()
+        };
+        let mut stopped = all(self, true);
+        stopped.sort_by_key(|tid| self.tasks.get(tid).is_none_or(|t| !t.busy));
+        for tid in stopped {
+            self.let_go(tid);
+        }
+        self.urgent = None;
+        let late = all(self, false);
+        for &tid in &late {
+            self.ask(tid);
+        }
+        let deadline = Instant::now() + LAST_CHANCE;
+        for &tid in &late {
+            self.let_late_one_go(tid, deadline);
+        }
+    }
+
+    /// Detaches a thread that was asked to stop, once it does.
+    fn let_late_one_go(&mut self, tid: i32, deadline: Instant) {
+        // An error leaves the thread stopped, or there is nothing to be done about it.
+        let _ = self.await_stop(tid, deadline);
+        if self.tasks.get(&tid).is_some_and(|t| t.phase == Phase::Stopped) {
+            self.let_go(tid);
+        }
+    }
+
+    fn try_stop_all(&mut self, deadline: Instant) -> Result<Vec<ThreadId>, TargetError> {
+        loop {
+            // Seize until there is nobody new, before anyone has to stand and wait.
+            let listed = loop {
+                let mut fresh = false;
+                let tids = self.tids()?;
+                for &tid in &tids {
+                    if !self.tasks.contains_key(&tid) {
+                        fresh |= self.seize(tid)?;
+                    }
+                }
+                if !fresh {
+                    break tids.len() as u64;
+                }
+            };
+            let pending: Vec<i32> =
+                self.tasks.iter().filter(|(_, t)| t.phase != Phase::Stopped).map(|(tid, _)| *tid).collect();
+            let (busy, asleep): (Vec<i32>, Vec<i32>) =
+                pending.iter().partition(|tid| self.tasks.get(tid).is_none_or(|t| t.busy));
+            for group in [asleep, busy] {
+                for &tid in &group {
+                    self.ask(tid);
+                }
+                for &tid in &group {
+                    self.await_stop(tid, deadline)?;
+                }
+            }
+            if self.tasks.is_empty() {
+                return Err(gone(self.pid));
+            }
+            // Either all are stopped, or all that were listed, with nobody to stop among them: the rest are dead.
+            let count = self.thread_count()?;
+            if count == self.tasks.len() as u64 || (pending.is_empty() && count == listed) {
+                return Ok(self.tasks.keys().map(|t| ThreadId(*t as u64)).collect());
+            }
+            if Instant::now() >= deadline {
+                let millis = self.stop_deadline.as_millis() as u64;
+                return Err(TargetError::Timeout {
+                    thread: ThreadId(self.pid as u64),
+                    what: "stop making threads",
+                    millis,
+                });
+            }
+        }
+    }
+
+    /// Runs `f` with a thread that is stopped; stops the first one that can be for that time if none is.
+    pub(super) fn with_stopped_thread<T>(&mut self, f: impl FnOnce(&mut Self, i32) -> T) -> Option<T> {
+        if let Some(tid) = self.tasks.iter().find(|(_, t)| t.phase == Phase::Stopped).map(|(tid, _)| *tid) {
+            return Some(f(self, tid));
+        }
+        // The main thread by preference: it is the one whose tracer the kernel asks for (fs/proc/base.c,
+        // proc_mem_foll_force).
+        let mut tids = self.tids().ok()?;
+        tids.sort_unstable_by_key(|t| (*t != self.pid, *t));
+        for tid in tids {
+            if matches!(self.stop_one(tid, LAST_CHANCE), Ok(true)) {
+                let value = f(self, tid);
+                self.let_go(tid);
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// Seizes and stops one thread; false if it has ended. It is not attached where this fails.
+    pub(super) fn stop_one(&mut self, tid: i32, patience: Duration) -> Result<bool, TargetError> {
+        if !self.tasks.contains_key(&tid) && !self.seize(tid)? {
+            return Ok(false);
+        }
+        self.ask(tid);
+        let stopped = self.await_stop(tid, Instant::now() + patience);
+        if stopped.is_err() {
+            self.let_late_one_go(tid, Instant::now() + LAST_CHANCE);
+        }
+        stopped
+    }
+}
+
+impl Threads for PtraceTarget {
+    /// Checks that no thread has a tracer, and that all may be attached to. Nothing is seized before
+    /// [`Threads::stop_all`]: a seized thread stops at its next signal until its tracer looks at it, and a session has
+    /// other things to do before it stops the target.
+    fn attach(&mut self) -> Result<(), TargetError> {
+        for tid in self.tids()? {
+            if let Some(s) = self.task_status(tid) {
+                match s.number("TracerPid") {
+                    0 => s.check_thread(tid)?,
+                    tracer => return Err(TargetError::AlreadyTraced { what: self.thread(tid), tracer }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Seizes all threads, then stops them. When it fails everything was let go, apart from a thread that did not stop in
+    /// time: it is let go when it does, at the next call, or when this OS thread ends.
+    fn stop_all(&mut self) -> Result<Vec<ThreadId>, TargetError> {
+        // While threads of the target stand, they wait for us.
+        self.urgent = sys::Urgent::begin();
+        let stopped = self.try_stop_all(Instant::now() + self.stop_deadline);
+        if stopped.is_err() {
+            self.let_all_go();
+        }
+        stopped
+    }
+
+    fn registers(&mut self, thread: ThreadId) -> Result<Registers, TargetError> {
+        match self.tasks.get(&(thread.0 as i32)) {
+            Some(Task { phase: Phase::Stopped, regs, .. }) => Ok(*regs),
+            _ => Err(TargetError::System {
+                what: format!("read the registers of thread {thread}"),
+                why: "it is not stopped".to_owned(),
+            }),
+        }
+    }
+
+    /// Detaches all threads.
+    fn resume_all(&mut self) -> Result<(), TargetError> {
+        self.let_all_go();
+        match self.tasks.keys().next() {
+            None => Ok(()),
+            Some(tid) => Err(TargetError::System {
+                what: format!("detach from {}", self.thread(*tid)),
+                why: "it does not stop".to_owned(),
+            }),
+        }
+    }
+
+    fn run_some(&mut self, threads: &[ThreadId], micros: u64) -> Result<(), TargetError> {
+        let mut running = Vec::new();
+        for tid in threads.iter().map(|t| t.0 as i32) {
+            let held = self.held_thread() == Some(tid);
+            if let Some(t) = self.tasks.get_mut(&tid)
+                && t.phase == Phase::Stopped
+                && !held
+            {
+                match sys::go(tid, Go::On, 0) {
+                    // Killed meanwhile: that shows when it is waited for.
+                    Ok(()) | Err(Errno::ESRCH) => t.phase = Phase::Seized,
+                    Err(e) => return Err(system(format!("let {} go on", self.thread(tid)), e)),
+                }
+                running.push(tid);
+            }
+        }
+        let end = Instant::now() + Duration::from_micros(micros);
+        while Instant::now() < end {
+            std::thread::yield_now();
+        }
+        for &tid in &running {
+            self.ask(tid);
+        }
+        let deadline = Instant::now() + self.stop_deadline;
+        for tid in running {
+            self.await_stop(tid, deadline)?;
+        }
+        Ok(())
+    }
+
+    fn thread_name(&mut self, thread: ThreadId) -> String {
+        std::fs::read_to_string(self.task_file(thread.0 as i32, "comm")).unwrap_or_default().trim_end().to_owned()
+    }
+}
