@@ -18,7 +18,7 @@ use alloc::{boxed::Box, string::String, vec, vec::Vec};
 const WAIT_US: (u64, u64) = (500, 20_000);
 /// How long the others may stay stopped while threads that are inside are led out: half of the first attempt's
 /// budget, and the longest, microseconds.
-const LEAD_OUT_US: (u64, u64) = (500, 20_000);
+const LEAD_OUT_US: (u64, u64) = (500, 80_000);
 
 /// A patch that was applied.
 #[derive(Clone, Debug)]

@@ -107,11 +107,20 @@ impl Checker<'_, '_> {
         deadline_us: u64,
     ) -> Result<Vec<Blocker>, SessionError> {
         while !blockers.is_empty() && clock.now_us() < deadline_us {
-            let inside: Vec<ThreadId> = blockers.iter().map(|b| b.thread).collect();
-            let Some(api) = target.threads() else { return Ok(blockers) };
-            match api.run_some(&inside, SLICE_US) {
-                Err(TargetError::Unsupported { .. }) => return Ok(blockers),
-                other => other?,
+            for b in &blockers {
+                let Some(api) = target.threads() else { return Ok(blockers) };
+                // Whoever waits for something inside does so for longer than the others should stand.
+                if self.waits(&api.registers(b.thread)?) {
+                    return Ok(blockers);
+                }
+            }
+            for b in &blockers {
+                let Some(api) = target.threads() else { return Ok(blockers) };
+                // One at a time: more would wait for a processor.
+                match api.run_some(&[b.thread], SLICE_US) {
+                    Err(TargetError::Unsupported { .. }) => return Ok(blockers),
+                    other => other?,
+                }
             }
             // Those that ran may have made threads, which run.
             let Some(api) = target.threads() else { return Ok(blockers) };
@@ -119,6 +128,19 @@ impl Checker<'_, '_> {
             blockers = self.check(target, &all)?;
         }
         Ok(blockers)
+    }
+
+    /// Was the thread stopped in a system call that the kernel makes again (ERESTARTSYS to ERESTART_RESTARTBLOCK,
+    /// include/linux/errno.h)?
+    fn waits(&self, regs: &Registers) -> bool {
+        let Some(nr) = self.layout.restart_nr else { return false };
+        let result = regs.get(self.layout.result);
+        let errno = match self.layout.error_flag {
+            Some(flag) if regs.get(flag) != 0 => result as u32,
+            Some(_) => 0,
+            None => (result as u32).wrapping_neg(),
+        };
+        regs.get(nr) as u32 as i32 >= 0 && (512..=516).contains(&errno)
     }
 
     fn blocker(&self, thread: ThreadId, p: &Protected, at: u64, frame: Option<usize>) -> Blocker {

@@ -25,6 +25,8 @@ use tigerfix_core::target::{TargetError, ThreadId, Threads};
 /// How long a thread that could not be stopped in time gets to come to its stop when the others are let go.
 const LAST_CHANCE: Duration = Duration::from_millis(100);
 
+/// How late a sleep of ours may end while threads run that are to be stopped again at once, nanoseconds.
+const SLACK_NS: u64 = 1000;
 /// With more threads than this, nobody looks which of them are busy.
 const MANY: usize = 1024;
 
@@ -466,6 +468,10 @@ impl Threads for PtraceTarget {
     /// other things to do before it stops the target.
     fn attach(&mut self) -> Result<(), TargetError> {
         for tid in self.tids()? {
+            // One of ours that did not stop in time to be detached is still there.
+            if self.tasks.contains_key(&tid) {
+                continue;
+            }
             if let Some(s) = self.task_status(tid) {
                 match s.number("TracerPid") {
                     0 => s.check_thread(tid)?,
@@ -526,9 +532,12 @@ impl Threads for PtraceTarget {
                 running.push(tid);
             }
         }
-        let end = Instant::now() + Duration::from_micros(micros);
-        while Instant::now() < end {
-            std::thread::yield_now();
+        // Asleep, and not looking at the clock: the target may need this processor.
+        let slack = nix::sys::prctl::get_timerslack();
+        let _ = nix::sys::prctl::set_timerslack(SLACK_NS);
+        std::thread::sleep(Duration::from_micros(micros));
+        if let Ok(slack) = slack {
+            let _ = nix::sys::prctl::set_timerslack(slack as u64);
         }
         for &tid in &running {
             self.ask(tid);
