@@ -46,15 +46,15 @@ const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a call that took too long gets to end once it was interrupted.
 const LAST_CHANCE: Duration = Duration::from_millis(500);
 /// How long one thread gets to stop, before another one is tried.
-const HOLD_PATIENCE: Duration = Duration::from_millis(50);
+const HOLD_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a suitable thread is sought.
 const HOLD_DEADLINE: Duration = Duration::from_secs(2);
 /// Room for data of a call, bytes.
 const SCRATCH: usize = 4096;
 /// include/linux/errno.h
 const ERESTART_RESTARTBLOCK: u64 = 516;
-/// Rule of a thread that is second choice.
-const TIMED_CALL: &str = "timed-call";
+/// Rule of a thread that is second choice; nobody sees it.
+const SECOND_CHOICE: &str = "second-choice";
 /// Rules that a thread breaks at times only.
 const FOREIGN_STACK: &str = "foreign-stack";
 const STACK_SPACE: &str = "stack-space";
@@ -205,6 +205,9 @@ impl PtraceTarget {
     fn try_hold(&mut self, tid: i32, code: Code, choosy: bool) -> Result<Option<Held>, TargetError> {
         let Some(status) = self.task_status(tid) else { return Ok(None) };
         status.check_thread(tid)?;
+        if choosy && status.state() == 'D' {
+            return Err(unsuitable(SECOND_CHOICE, tid, "is in uninterruptible sleep"));
+        }
         let keep = self.tasks.get(&tid).is_some_and(|t| t.phase == Phase::Stopped);
         if !keep && !self.stop_one(tid, HOLD_PATIENCE)? {
             return Ok(None);
@@ -251,7 +254,7 @@ impl PtraceTarget {
     fn check_restart(&self, held: &Held, choosy: bool) -> Result<(), TargetError> {
         match interrupted_call(self.layout(), &held.saved) {
             Some((_, ERESTART_RESTARTBLOCK)) if choosy => {
-                Err(unsuitable(TIMED_CALL, held.tid, "sleeps for a time that only the kernel knows the rest of"))
+                Err(unsuitable(SECOND_CHOICE, held.tid, "sleeps for a time that only the kernel knows the rest of"))
             }
             _ => Ok(()),
         }
@@ -531,8 +534,9 @@ impl PtraceTarget {
     }
 
     /// The function returns to `syscall; ret`: the entry of that system call is where it is stopped, and the call's number is
-    /// its result. That call is not made. Left alone the thread would make it, which fails (no kernel has four milliards
-    /// of system calls), return to the mere `ret`, and from there to `rt_sigreturn`.
+    /// its result. That call is not made. Left alone the thread would make it, return to the mere `ret`, and from there to
+    /// `rt_sigreturn`. Where the result is an address, as a resolver's is, there is no call of that number, so that it does
+    /// nothing; where it is a small number, that call would be made.
     fn call_to_syscall(
         &mut self,
         held: &mut Held,

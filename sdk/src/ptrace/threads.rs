@@ -22,8 +22,9 @@ use tigerfix_core::arch::{LinuxAbi, RegisterLayout, Registers};
 use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{TargetError, ThreadId, Threads};
 
-/// How long a thread that could not be stopped in time gets to come to its stop when the others are let go.
-const LAST_CHANCE: Duration = Duration::from_millis(100);
+/// How long a thread that could not be stopped in time gets to come to its stop when the others are let go: on a loaded
+/// machine it may wait for a processor.
+const LAST_CHANCE: Duration = Duration::from_secs(2);
 
 /// How late a sleep of ours may end while threads run that are to be stopped again at once, nanoseconds.
 const SLACK_NS: u64 = 1000;
