@@ -19,7 +19,7 @@ fn text() -> Option<(u64, Vec<u8>)> {
 /// Every direct branch and every RIP-relative operand that capstone finds is reported, with the same target.
 #[test]
 fn every_reference_of_a_library_is_found() {
-    let Some((at, code)) = text() else { return };
+    let (at, code) = text().expect("a libc with a .text section on this machine");
     let (lo, hi) = (at, at + code.len() as u64);
     let mut hits = std::collections::HashSet::new();
     X86_64.scan_branches(&code, at, lo, hi, &mut |from, to| {
@@ -58,23 +58,4 @@ fn every_reference_of_a_library_is_found() {
         }
     }
     assert!(found > 5000, "only {found} references: is this a library?");
-}
-
-/// Speed, by hand: `cargo test --release -p tigerfix-arch-x86-64 --test scan -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement, not a check"]
-fn throughput() {
-    let Some((at, code)) = text() else { return };
-    let code = code.repeat(64 * 1024 * 1024 / code.len() + 1);
-    for (lo, width) in [(at + 0x1234, 5), (at + 0x1234, 200)] {
-        let mut hits = 0u32;
-        let start = std::time::Instant::now();
-        X86_64.scan_branches(&code, at, lo, lo + width, &mut |_, _| hits += 1);
-        let took = start.elapsed();
-        println!(
-            "{} MB, window {width}: {took:?}, {:.2} GB/s, {hits} hits",
-            code.len() >> 20,
-            code.len() as f64 / took.as_secs_f64() / 1e9
-        );
-    }
 }
