@@ -14,7 +14,8 @@
 //!
 //! Neither breakpoint nor single step is used for that: either raises SIGTRAP, which is deadly once there is no tracer to take
 //! it away. A function that is called returns to a system call instruction instead, and the thread is stopped at the entry of
-//! that call. (Architectures that return by a register have to use the breakpoint.)
+//! that call. (Architectures that return by a register have to use the breakpoint.) That suits functions that return
+//! addresses, as resolvers do: without the tool, a small number that is returned would be taken for a system call.
 //!
 //! What remains: a sleep or a poll with a timeout that is wound back that way has its whole timeout again, and one that was
 //! stopped before (the kernel then calls it restart_syscall) fails with EINTR, because rt_sigreturn forgets how to restart it

@@ -487,7 +487,10 @@ impl Threads for PtraceTarget {
     /// time: it is let go when it does, at the next call, or when this OS thread ends.
     fn stop_all(&mut self) -> Result<Vec<ThreadId>, TargetError> {
         // While threads of the target stand, they wait for us.
-        self.urgent = sys::Urgent::begin();
+        // They may do so already: a second guard would take our raised priority for the one to go back to.
+        if self.urgent.is_none() {
+            self.urgent = sys::Urgent::begin();
+        }
         let stopped = self.try_stop_all(Instant::now() + self.stop_deadline);
         if stopped.is_err() {
             self.let_all_go();

@@ -31,12 +31,14 @@ __attribute__((noinline)) long slow(long n)
         x += i;
     return x;
 }
+/* Like an IFUNC's resolver. */
+__attribute__((noinline)) void *resolve(void) { return (void *)add; }
 /* Changes all vector registers that a function may change. */
-__attribute__((noinline)) long vectors(void)
+__attribute__((noinline)) void *vectors(void)
 {
     __asm__ volatile("pcmpeqd %%xmm0,%%xmm0; pcmpeqd %%xmm7,%%xmm7; pcmpeqd %%xmm8,%%xmm8; pcmpeqd %%xmm15,%%xmm15" ::
                          : "xmm0", "xmm7", "xmm8", "xmm15");
-    return 7;
+    return (void *)vectors;
 }
 
 static void bad(const char *what)
@@ -135,8 +137,8 @@ int main(int argc, char **argv)
         pthread_create(&t, &attr, idle, 0);
     if (strcmp(where, "idle") && strcmp(where, "alone"))
         pthread_create(&t, 0, strcmp(where, "main") ? compute : echo, 0);
-    printf("%p %p %p %p %p %p %p\n", (void *)&rounds, (void *)trap, (void *)add, (void *)segv, (void *)slow,
-           (void *)vectors, (void *)&interrupts);
+    printf("%p %p %p %p %p %p %p %p\n", (void *)&rounds, (void *)trap, (void *)add, (void *)segv, (void *)slow,
+           (void *)vectors, (void *)&interrupts, (void *)resolve);
     fflush(stdout);
     if (!strcmp(where, "main"))
         compute(0);
