@@ -4,21 +4,16 @@ use crate::addr::RunAddr;
 use crate::arch::{Arch, Via};
 use crate::model::{Package, Referent};
 use crate::relocate::{SettleError, settle};
-use crate::session::error::{Blocker, SessionError};
+use crate::session::attempt::{Attempt, Outcome, interrupted};
+use crate::session::error::SessionError;
 use crate::session::plan::{Options, Plan, PlannedSite, Value, encode_site, plan};
 use crate::session::record::{Record, RecordSite, State};
 use crate::session::region::{self, Piece};
 use crate::session::space::{StartRange, candidates};
 use crate::session::sweep::sweep;
-use crate::session::{Clock, attach, flush, hex, resume_all, stop_all};
+use crate::session::{Clock, flush, hex};
 use crate::target::{Perm, Target, TargetError};
 use alloc::{boxed::Box, string::String, vec, vec::Vec};
-
-/// First wait between attempts, and the longest, microseconds.
-const WAIT_US: (u64, u64) = (500, 20_000);
-/// How long the others may stay stopped while threads that are inside are led out: half of the first attempt's
-/// budget, and the longest, microseconds.
-const LEAD_OUT_US: (u64, u64) = (500, 80_000);
 
 /// A patch that was applied.
 #[derive(Clone, Debug)]
@@ -49,7 +44,7 @@ pub fn apply(
         plan = super::plan(target, arch, package, options)?;
     }
     let mut prepared = prepare(target, arch, package, &plan, clock)?;
-    match commit(target, arch, package, &plan, options, clock, &mut prepared) {
+    match commit(target, arch, &plan, options, clock, &mut prepared) {
         Ok((pause_us, attempts)) => Ok(Applied { record: prepared, pause_us, attempts }),
         // Sites may lead to the image: the record is what can still mend them.
         Err(e @ (SessionError::Stuck { .. } | SessionError::NotResumed { .. })) => Err(e),
@@ -64,10 +59,6 @@ pub fn apply(
 /// A failure after which memory stays mapped.
 fn left_over(cause: SessionError, at: RunAddr, undo: &dyn core::fmt::Display) -> SessionError {
     SessionError::RolledBack { cause: Box::new(region::left_over(&cause, at, undo).into()) }
-}
-
-fn interrupted(target: &dyn Target) -> Result<(), SessionError> {
-    if target.interrupted() { Err(TargetError::Interrupted.into()) } else { Ok(()) }
 }
 
 /// Unmaps a region that no site refers to.
@@ -359,75 +350,25 @@ fn verify(target: &mut dyn Target, at: RunAddr, bytes: &[u8], what: &str) -> Res
     if back == bytes { Ok(()) } else { Err(SessionError::ReadBack { what: String::from(what), at }) }
 }
 
-/// Step 5: stop, check, write, resume; again until the timeout while threads are in the way.
+/// Step 5: stop, check, write, resume.
 fn commit(
     target: &mut dyn Target,
     arch: &dyn Arch,
-    package: &Package,
     plan: &Plan,
     options: &Options,
     clock: &mut dyn Clock,
     record: &mut Record,
 ) -> Result<(u64, u32), SessionError> {
-    let _ = package;
     let mut checker = plan.inspected.checker(target, arch, &plan.protected);
-    let begin = clock.now_us();
-    let mut wait = WAIT_US.0;
-    let mut attempts = 0;
-    loop {
-        interrupted(target)?;
-        attempts += 1;
-        attach(target)?;
-        let stopped_at = clock.now_us();
-        let threads = stop_all(target)?;
-        let outcome = match checker.check(target, &threads) {
-            Ok(blockers) if !blockers.is_empty() => {
-                // Longer at each attempt: the first ones hardly disturb, the later ones get through.
-                let budget = (LEAD_OUT_US.0 << attempts.min(10)).min(LEAD_OUT_US.1);
-                checker.lead_out(target, blockers, clock, stopped_at + budget)
-            }
-            other => other,
-        };
-        let outcome = match outcome {
-            Ok(blockers) if blockers.is_empty() => write_sites(target, record).map(|()| Vec::new()),
-            other => other,
-        };
-        let resumed = resume_all(target);
-        let pause_us = clock.now_us().saturating_sub(stopped_at);
-        if let Err(cause) = resumed {
-            let what = match &outcome {
-                Ok(b) if b.is_empty() => String::from("the patch is in"),
-                Ok(_) => alloc::format!("the patch is not in, its image at {} stays mapped", record.at),
-                Err(e) => alloc::format!("{e}; its image at {} stays mapped", record.at),
-            };
-            return Err(SessionError::NotResumed { what, cause: Box::new(cause) });
-        }
-        let blockers: Vec<Blocker> = match outcome {
-            Ok(b) => b,
-            // A stack that can't be judged now may be judged at the next attempt.
-            Err(e @ SessionError::StackUnknown { .. }) => {
-                if elapsed_ms(clock, begin) >= options.timeout_ms {
-                    return Err(e);
-                }
-                clock.wait_us(wait);
-                wait = (wait * 2).min(WAIT_US.1);
-                continue;
-            }
-            Err(e) => return Err(e),
-        };
-        if blockers.is_empty() {
-            return Ok((pause_us, attempts));
-        }
-        if elapsed_ms(clock, begin) >= options.timeout_ms {
-            return Err(SessionError::Busy { blockers, attempts, millis: options.timeout_ms });
-        }
-        clock.wait_us(wait);
-        wait = (wait * 2).min(WAIT_US.1);
-    }
-}
-
-fn elapsed_ms(clock: &mut dyn Clock, begin: u64) -> u64 {
-    clock.now_us().saturating_sub(begin) / 1000
+    let at = record.at;
+    let state = |outcome: Outcome<'_>| match outcome {
+        Outcome::Written => String::from("the patch is in"),
+        Outcome::Blocked => alloc::format!("the patch is not in, its image at {at} stays mapped"),
+        Outcome::Failed(e) => alloc::format!("{e}; its image at {at} stays mapped"),
+    };
+    let mut write = |target: &mut dyn Target| write_sites(target, record);
+    let attempt = Attempt { timeout_ms: options.timeout_ms, lead_out: true, write: &mut write, state: &state };
+    attempt.run(target, &mut checker, clock)
 }
 
 /// All threads are stopped and none is in the way. The journal (old and new bytes of every site) is in the record.

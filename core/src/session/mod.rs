@@ -2,6 +2,7 @@
 //! architecture ([`crate::arch::Arch`]).
 
 pub mod apply;
+mod attempt;
 pub mod error;
 pub mod imports;
 pub mod list;

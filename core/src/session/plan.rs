@@ -182,7 +182,7 @@ pub fn plan(
 
     let mut sites = Vec::new();
     for s in &package.sites {
-        sites.push(plan_site(target, arch, &module, &inspected.records, s, &forms, options)?);
+        sites.push(plan_site(target, &module, &inspected.records, s, &forms, options)?);
     }
     let (values, imports) = bind(target, &inspected.modules, &module, package)?;
 
@@ -322,7 +322,6 @@ pub(super) fn overlay(expected: &mut [u8], at: RunAddr, records: &[Record]) {
 
 fn plan_site(
     target: &mut dyn Target,
-    arch: &dyn Arch,
     module: &Module,
     records: &[Record],
     site: &Site,
@@ -355,7 +354,6 @@ fn plan_site(
         window: site.window,
         forced: options.form.clone(),
     })?;
-    let _ = arch;
     let pad = usize::from(site.pad);
     Ok(PlannedSite {
         function: site.old.clone(),

@@ -3,7 +3,8 @@
 use crate::addr::RunAddr;
 use crate::arch::Arch;
 use crate::session::apply::{discard, restore_sites, write_site};
-use crate::session::error::{Blocker, SessionError};
+use crate::session::attempt::{Attempt, Outcome, WAIT_US};
+use crate::session::error::SessionError;
 use crate::session::record::{Record, RecordSite, State};
 use crate::session::stack::Protected;
 use crate::session::sweep::sweep;
@@ -11,8 +12,6 @@ use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_activ
 use crate::target::{Target, TargetError, ThreadId};
 use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 
-/// First wait between attempts, and the longest, microseconds.
-const WAIT_US: (u64, u64) = (500, 20_000);
 /// How long to wait for threads to leave the image, and for a pointer to vanish, before the image is parked, microseconds.
 const LEAVE_US: u64 = 1_000_000;
 const FORGET_US: u64 = 200_000;
@@ -115,51 +114,15 @@ fn put_back(
         })
         .collect();
     let mut checker = found.checker(target, arch, &windows);
-    let begin = clock.now_us();
-    let mut wait = WAIT_US.0;
-    let mut attempts = 0;
-    loop {
-        if target.interrupted() {
-            return Err(TargetError::Interrupted.into());
-        }
-        attempts += 1;
-        attach(target)?;
-        let stopped_at = clock.now_us();
-        let threads = stop_all(target)?;
-        let outcome = match checker.check(target, &threads) {
-            Ok(b) if b.is_empty() => restore(target, record).map(|()| Vec::<Blocker>::new()),
-            other => other,
-        };
-        let resumed = resume_all(target);
-        let pause_us = clock.now_us().saturating_sub(stopped_at);
-        let late = clock.now_us().saturating_sub(begin) / 1000 >= timeout_ms;
-        if let Err(cause) = resumed {
-            let what = match &outcome {
-                Ok(b) if b.is_empty() => format!("the old code is back, the image at {} stays mapped", record.at),
-                Ok(_) => String::from("the patch is still in"),
-                Err(e) => format!("{e}"),
-            };
-            return Err(SessionError::NotResumed { what, cause: Box::new(cause) });
-        }
-        let blockers = match outcome {
-            Ok(b) => b,
-            Err(e @ SessionError::StackUnknown { .. }) if late => return Err(e),
-            Err(SessionError::StackUnknown { .. }) => {
-                clock.wait_us(wait);
-                wait = (wait * 2).min(WAIT_US.1);
-                continue;
-            }
-            Err(e) => return Err(e),
-        };
-        if blockers.is_empty() {
-            return Ok((pause_us, attempts));
-        }
-        if late {
-            return Err(SessionError::Busy { blockers, attempts, millis: timeout_ms });
-        }
-        clock.wait_us(wait);
-        wait = (wait * 2).min(WAIT_US.1);
-    }
+    let at = record.at;
+    let state = |outcome: Outcome<'_>| match outcome {
+        Outcome::Written => format!("the old code is back, the image at {at} stays mapped"),
+        Outcome::Blocked => String::from("the patch is still in"),
+        Outcome::Failed(e) => format!("{e}"),
+    };
+    let mut write = |target: &mut dyn Target| restore(target, record);
+    let attempt = Attempt { timeout_ms, lead_out: false, write: &mut write, state: &state };
+    attempt.run(target, &mut checker, clock)
 }
 
 fn restore(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionError> {
