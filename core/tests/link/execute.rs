@@ -45,7 +45,14 @@ fn execute(program: &[u8], linked: &Linked) -> (String, String) {
     let dir = Dir::new();
     let path = dir.write("program", program);
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let mut child = Command::new(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // A test beside this one may just be starting a child that has inherited the descriptor the file was written by: until
+    // that child executes its own program, this one is busy (ETXTBSY).
+    let mut child = loop {
+        match Command::new(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() {
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            other => break other.unwrap(),
+        }
+    };
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let (mut before, mut addresses) = (String::new(), std::collections::BTreeMap::new());
     loop {
