@@ -8,14 +8,15 @@
 //! Thread-Local Storage*, section 3 (variant II).
 
 use crate::X86_64;
-use crate::trampoline::rel32;
-use tigerfix_core::arch::{Code, EncodeError, GotBuilder};
+use crate::relocations::GOTPCREL;
+use tigerfix_core::arch::{GotBuilder, Veneer};
 
-/// `jmp qword ptr [rip + disp32]`, up to the displacement.
-const JMP_RIP: [u8; 2] = [0xff, 0x25];
-/// Length of the veneer, bytes.
-const VENEER_LEN: u8 = 6;
-const _: () = assert!(JMP_RIP.len() + 4 == VENEER_LEN as usize);
+/// No `endbr64` in front: a veneer is reached by direct branches, or by a pointer only within the patch itself, and
+/// Linux does not enforce branch tracking in user space.
+static VENEER: Veneer = Veneer {
+    code: &[0xff, 0x25, 0, 0, 0, 0], // jmp qword ptr [rip + disp32]
+    relocs: &[(2, GOTPCREL, -4)],
+};
 
 impl GotBuilder for X86_64 {
     fn slot_size(&self) -> u8 {
@@ -26,15 +27,8 @@ impl GotBuilder for X86_64 {
         0
     }
 
-    fn veneer_len(&self) -> u8 {
-        VENEER_LEN
-    }
-
-    /// No `endbr64` in front: a veneer is reached by direct branches, or by a pointer only within the patch itself, and
-    /// Linux does not enforce branch tracking in user space.
-    fn encode_veneer(&self, at: u64, slot: u64) -> Result<Code, EncodeError> {
-        let disp = rel32(at, slot, VENEER_LEN)?;
-        Ok(Code::EMPTY.then(&JMP_RIP).then(&disp)) // jmp qword ptr [rip + disp]
+    fn veneer(&self) -> &'static Veneer {
+        &VENEER
     }
 
     fn tp_offset(&self, size: u64, align: u64) -> i64 {
@@ -49,14 +43,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn veneer_reaches_its_slot() {
-        let code = X86_64.encode_veneer(0x1000, 0x3000).unwrap();
-        assert_eq!(code.bytes(), [0xff, 0x25, 0xfa, 0x1f, 0x00, 0x00]);
-        assert_eq!(crate::trampoline::tests::text(code.bytes(), 0x1000), "jmp qword ptr [rip + 0x1ffa]");
-        assert!(X86_64.encode_veneer(0, 0x8000_0005).is_ok());
-        assert!(matches!(X86_64.encode_veneer(0, 0x8000_0006), Err(EncodeError::OutOfReach { .. })));
-        assert!(X86_64.encode_veneer(0x8000_0000, 6).is_ok());
-        assert!(X86_64.encode_veneer(0x8000_0000, 5).is_err());
+    fn veneer_reads_its_slot() {
+        assert_eq!(crate::trampoline::tests::text(X86_64.veneer().code, 0x1000), "jmp qword ptr [rip]");
+        assert_eq!(X86_64.veneer().relocs, [(2, GOTPCREL, -4)]);
     }
 
     #[test]

@@ -45,7 +45,15 @@ mod tests {
     use super::*;
 
     fn raw(entries: &[u8]) -> RawRelocs<'_> {
-        RawRelocs { entries, rela: true, section: &[], is_64: true, endian: Endian::Little, is_local: &|_| false }
+        RawRelocs {
+            entries,
+            rela: true,
+            section: &[],
+            is_64: true,
+            endian: Endian::Little,
+            is_local: &|_| false,
+            name: &|_| "",
+        }
     }
 
     #[test]

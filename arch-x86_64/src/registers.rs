@@ -94,6 +94,7 @@ pub(crate) static LAYOUT: RegisterLayout = RegisterLayout {
         (59, GS_BASE),
     ],
     dwarf_ra: 16,
+    in_delay_slot: None,
 };
 
 pub(crate) static LINUX: LinuxAbi = LinuxAbi {
@@ -122,6 +123,7 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     restart_after_eintr: RESTART_AFTER_EINTR,
     eintr: 4,
     erestartnohand: 514,
+    stack_args: None,
     red_zone: 128,
 };
 

@@ -15,7 +15,7 @@
 //! Source: SDM volume 2, "JMP", "Jcc", "CALL", "NOP", "ENDBR64", and "RIP-Relative Addressing" in chapter 2.
 
 use crate::X86_64;
-use tigerfix_core::arch::{Code, EncodeError, JumpForm, TrampolineEncoder, Via};
+use tigerfix_core::arch::{Code, Constants, EncodeError, JumpForm, Reach, TrampolineEncoder, Via};
 
 /// `jmp rel32`, up to the displacement.
 const JMP_REL32: [u8; 1] = [0xe9];
@@ -47,12 +47,18 @@ const fn reach(len: u8) -> (i64, i64) {
     (i32::MIN as i64 + len as i64, i32::MAX as i64 + len as i64)
 }
 
+/// The same as a form's reach.
+const fn offsets(len: u8) -> Reach {
+    let (min, max) = reach(len);
+    Reach::Offset(min, max)
+}
+
 /// The displacement of an instruction of `len` bytes at `from` that refers to `to`.
 pub(crate) fn rel32(from: u64, to: u64, len: u8) -> Result<[u8; 4], EncodeError> {
     let end = from.wrapping_add(u64::from(len));
     match i32::try_from(to.wrapping_sub(end) as i64) {
         Ok(disp) => Ok(disp.to_le_bytes()),
-        Err(_) => Err(EncodeError::OutOfReach { from, to, reach: reach(len) }),
+        Err(_) => Err(EncodeError::OutOfReach { from, to, reach: offsets(len) }),
     }
 }
 
@@ -63,10 +69,11 @@ static FORMS: [JumpForm; 4] = [
         name: "jmp-rel32",
         len: REL32_LEN,
         align: 1,
-        reach: Some(reach(REL32_LEN)),
+        reach: offsets(REL32_LEN),
         via: Via::Direct,
         landing_len: 0,
-        landing_reach: None,
+        landing_reach: Reach::Anywhere,
+        own_address: true,
         clobbers: &[],
         single_store: false,
     },
@@ -75,10 +82,11 @@ static FORMS: [JumpForm; 4] = [
         name: "island",
         len: REL32_LEN,
         align: 1,
-        reach: Some(reach(REL32_LEN)),
+        reach: offsets(REL32_LEN),
         via: Via::NearIsland,
         landing_len: ABS_LEN,
-        landing_reach: None,
+        landing_reach: Reach::Anywhere,
+        own_address: true,
         clobbers: &[],
         single_store: false,
     },
@@ -87,10 +95,11 @@ static FORMS: [JumpForm; 4] = [
         name: "push-mov-jmp",
         len: PUSH_LEN,
         align: 1,
-        reach: None,
+        reach: Reach::Anywhere,
         via: Via::ImageLanding,
         landing_len: POP_LEN,
-        landing_reach: Some(reach(POP_LEN)),
+        landing_reach: offsets(POP_LEN),
+        own_address: true,
         clobbers: &[], // rax is changed and restored
         single_store: false,
     },
@@ -99,10 +108,11 @@ static FORMS: [JumpForm; 4] = [
         name: "jmp-rip",
         len: ABS_LEN,
         align: 1,
-        reach: None,
+        reach: Reach::Anywhere,
         via: Via::Direct,
         landing_len: 0,
-        landing_reach: None,
+        landing_reach: Reach::Anywhere,
+        own_address: true,
         clobbers: &[],
         single_store: false,
     },
@@ -124,7 +134,7 @@ impl TrampolineEncoder for X86_64 {
 
     fn encode_jump(&self, form: &JumpForm, from: u64, to: u64) -> Result<Code, EncodeError> {
         match form.via {
-            Via::Direct if form.reach.is_none() => Ok(jmp_abs(to)),
+            Via::Direct if form.reach == Reach::Anywhere => Ok(jmp_abs(to)),
             Via::Direct | Via::NearIsland => jmp_rel32(from, to),
             // push rax; movabs rax, to; jmp rax
             Via::ImageLanding => Ok(Code::EMPTY.then(&PUSH_MOVABS).then(&to.to_le_bytes()).then(&JMP_RAX)),
@@ -165,7 +175,15 @@ impl TrampolineEncoder for X86_64 {
     ///
     /// Every position in `code` is tried, so bytes in the middle of an instruction or in data may be reported too. Not
     /// found: absolute addresses (immediates, jump tables, APX `jmpabs`), and instructions of which `code` holds only a part.
-    fn scan_branches(&self, code: &[u8], at: u64, lo: u64, hi: u64, hit: &mut dyn FnMut(u64, u64)) {
+    fn scan_branches(
+        &self,
+        code: &[u8],
+        at: u64,
+        lo: u64,
+        hi: u64,
+        _constants: &Constants<'_>,
+        hit: &mut dyn FnMut(u64, u64),
+    ) {
         if lo < hi {
             let scan = Scan { code, at, lo, hi };
             scan.short_branches(hit);
@@ -412,8 +430,8 @@ pub(crate) mod tests {
     #[test]
     fn reach_is_exact() {
         let from = 0x7f00_0000_0000u64;
-        let check = |reach: Option<(i64, i64)>, encode: &dyn Fn(u64) -> Result<Code, EncodeError>| {
-            let Some((min, max)) = reach else {
+        let check = |reach: Reach, encode: &dyn Fn(u64) -> Result<Code, EncodeError>| {
+            let Reach::Offset(min, max) = reach else {
                 assert!(encode(0).is_ok() && encode(u64::MAX).is_ok());
                 return;
             };
@@ -422,7 +440,7 @@ pub(crate) mod tests {
             }
             for d in [min - 1, max + 1, i64::MIN, i64::MAX] {
                 let to = from.wrapping_add_signed(d);
-                assert_eq!(encode(to), Err(EncodeError::OutOfReach { from, to, reach: (min, max) }));
+                assert_eq!(encode(to), Err(EncodeError::OutOfReach { from, to, reach }));
             }
         };
         for f in &FORMS {
@@ -495,7 +513,7 @@ pub(crate) mod tests {
 
     fn scan(code: &[u8], at: u64, lo: u64, hi: u64) -> Vec<(u64, u64)> {
         let mut hits = Vec::new();
-        X86_64.scan_branches(code, at, lo, hi, &mut |from, to| hits.push((from, to)));
+        X86_64.scan_branches(code, at, lo, hi, &Constants::NONE, &mut |from, to| hits.push((from, to)));
         hits.sort_unstable();
         hits
     }

@@ -5,7 +5,7 @@ use capstone::arch::{ArchDetail, DetailsArchInsn};
 use capstone::prelude::*;
 use object::{Object, ObjectSection, SectionKind};
 use tigerfix_arch_x86_64::X86_64;
-use tigerfix_core::arch::TrampolineEncoder;
+use tigerfix_core::arch::{Constants, TrampolineEncoder};
 
 /// A library with hand-written and vectorised code, wherever this system has it.
 fn text() -> Option<(u64, Vec<u8>)> {
@@ -22,7 +22,7 @@ fn every_reference_of_a_library_is_found() {
     let (at, code) = text().expect("a libc with a .text section on this machine");
     let (lo, hi) = (at, at + code.len() as u64);
     let mut hits = std::collections::HashSet::new();
-    X86_64.scan_branches(&code, at, lo, hi, &mut |from, to| {
+    X86_64.scan_branches(&code, at, lo, hi, &Constants::NONE, &mut |from, to| {
         hits.insert((from, to));
     });
     let cs = Capstone::new().x86().mode(arch::x86::ArchMode::Mode64).detail(true).build().unwrap();

@@ -6,7 +6,8 @@ use crate::field::{Endian, Field, Overflow};
 /// How a relocation computes its value, in the letters of the psABI documents.
 ///
 /// `S` symbol, `A` addend, `P` place, `G` the symbol's GOT slot as an offset from the GOT's start, `GOT` the GOT's
-/// address, `L` the symbol or a veneer that jumps to it, `Z` symbol size, `TP` thread pointer, `DTP` the module's TLS block.
+/// address (where the GOT pointer points, that is), `L` the symbol or a veneer that jumps to it, `Z` symbol size, `TP` thread
+/// pointer, `DTP` the module's TLS block, `GP` the *program's* global pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expr {
@@ -42,6 +43,22 @@ pub enum Expr {
     GotTlsGdPc,
     /// PC-relative address of a GOT pair (module id, 0).
     GotTlsLdPc,
+    /// `G` of a slot that holds the page of `S + A` (see [`GotBuilder::page_word`]).
+    GotPage,
+    /// `GOT - (S + A)`: code finds the GOT from its own address.
+    GotMinus,
+    /// `G` of a slot that holds `S - TP`.
+    GotTpOff,
+    /// `S + A - GP`: small data near the program's global pointer.
+    GpRel,
+    /// `S + A`, less the start of the aligned region of 2^`bits` bytes that holds `P + after`: a jump that keeps the upper
+    /// bits of the program counter.
+    Region {
+        /// Size of a region, as a power of two.
+        bits: u8,
+        /// What the processor adds to the jump's address before it takes the region.
+        after: u8,
+    },
 }
 
 /// What an instruction or word uses its relocated value for.
@@ -53,6 +70,8 @@ pub enum Role {
     Branch,
     /// A reference through a GOT slot.
     Got,
+    /// Code that finds out where it lies itself: means the new function, and never the one that it replaces.
+    Own,
     /// Thread-local storage.
     Tls,
     /// May be ignored.
@@ -107,6 +126,8 @@ pub struct RawRelocs<'a> {
     pub endian: Endian,
     /// For each symbol index: is it local to the object?
     pub is_local: &'a dyn Fn(u32) -> bool,
+    /// For each symbol index: its name (empty for sections and where there is no such symbol).
+    pub name: &'a dyn Fn(u32) -> &'a str,
 }
 
 /// Why a relocation section could not be normalised.
@@ -188,6 +209,51 @@ pub enum Via {
     NearIsland,
 }
 
+/// How far a jump goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// To every address.
+    Anywhere,
+    /// `to - from` between these, inclusive.
+    Offset(i64, i64),
+    /// Within the aligned region of 2^`bits` bytes that holds `from + after`.
+    Region {
+        /// Size of a region, as a power of two.
+        bits: u8,
+        /// What the processor adds to the jump's address before it takes the region.
+        after: u8,
+    },
+}
+
+impl Reach {
+    /// First and last address that a jump at `from` reaches; `None`: all.
+    #[must_use]
+    pub fn targets(self, from: u64) -> Option<(i128, i128)> {
+        match self {
+            Reach::Anywhere => None,
+            Reach::Offset(min, max) => {
+                let from = i128::from(from);
+                Some((from + i128::from(min), from + i128::from(max)))
+            }
+            Reach::Region { bits, after } => {
+                let low = i128::from(region_start(from, bits, after));
+                Some((low, low + (1i128 << bits) - 1))
+            }
+        }
+    }
+    /// Does a jump at `from` reach `to`?
+    #[must_use]
+    pub fn holds(self, from: u64, to: u64) -> bool {
+        self.targets(from).is_none_or(|(low, high)| (low..=high).contains(&i128::from(to)))
+    }
+}
+
+/// Start of the aligned region of 2^`bits` bytes that holds `at + after`.
+#[must_use]
+pub fn region_start(at: u64, bits: u8, after: u8) -> u64 {
+    at.wrapping_add(after.into()) & !((1u64 << bits.min(63)) - 1)
+}
+
 /// One way to encode a trampoline.
 #[derive(Clone, Copy, Debug)]
 pub struct JumpForm {
@@ -197,14 +263,16 @@ pub struct JumpForm {
     pub len: u8,
     /// Required alignment of the site, bytes.
     pub align: u8,
-    /// How far `to - from` may be, inclusive; `None`: anywhere.
-    pub reach: Option<(i64, i64)>,
+    /// How far the site's jump goes.
+    pub reach: Reach,
     /// Where the site's jump goes.
     pub via: Via,
     /// Length of the landing's code, bytes (0 for [`Via::Direct`]).
     pub landing_len: u8,
-    /// How far `new - landing` may be, inclusive; `None`: anywhere.
-    pub landing_reach: Option<(i64, i64)>,
+    /// How far the landing's jump goes.
+    pub landing_reach: Reach,
+    /// The new function finds its own address where its ABI wants it ([`Arch::wants_own_address`]).
+    pub own_address: bool,
     /// Registers that the form changes before the new function runs.
     pub clobbers: &'static [&'static str],
     /// May be written by one aligned store while other threads run.
@@ -221,7 +289,7 @@ pub enum EncodeError {
         /// Where it should go.
         to: u64,
         /// The reach, inclusive.
-        reach: (i64, i64),
+        reach: Reach,
     },
     /// The address breaks the form's alignment.
     Misaligned {
@@ -251,10 +319,46 @@ pub trait TrampolineEncoder {
     /// Is this byte run (from a function's end to the next function) padding that no one executes?
     /// Returns how many leading bytes of `bytes` are.
     fn padding_len(&self, bytes: &[u8]) -> usize;
-    /// Fast filter over machine code: calls `hit(address of the branch, target)` for everything in `code` (which
-    /// starts at link-time address `at`) that could be a direct branch, call or pc-relative address computation into
+    /// Fast filter over machine code: calls `hit(address of the instruction, target)` for everything in `code` (which
+    /// starts at link-time address `at`) that could be a direct branch, call or address computation into
     /// `lo..hi`. May report bytes that are not instructions; never misses one.
-    fn scan_branches(&self, code: &[u8], at: u64, lo: u64, hi: u64, hit: &mut dyn FnMut(u64, u64));
+    fn scan_branches(
+        &self,
+        code: &[u8],
+        at: u64,
+        lo: u64,
+        hi: u64,
+        constants: &Constants<'_>,
+        hit: &mut dyn FnMut(u64, u64),
+    );
+    /// Does the instruction that `before` ends with execute the one behind it before it takes effect, so that a trampoline
+    /// there would be a branch in its delay slot? `before` is code up to a function's entry.
+    fn leaves_delay_slot(&self, _before: &[u8]) -> bool {
+        false
+    }
+}
+
+/// What code that builds addresses from several instructions may count on, at link time.
+#[derive(Clone, Copy)]
+pub struct Constants<'a> {
+    /// The program's global pointer.
+    pub gp: Option<u64>,
+    /// The address word that the program's file has at this link-time address, if it has one there.
+    pub word: &'a dyn Fn(u64) -> Option<u64>,
+}
+
+impl Constants<'_> {
+    /// Nothing is known.
+    pub const NONE: Constants<'static> = Constants { gp: None, word: &|_| None };
+}
+
+/// A stub that carries a call to where its own bits don't reach, or that hands a function its own address.
+#[derive(Clone, Copy, Debug)]
+pub struct Veneer {
+    /// The code, before relocation.
+    pub code: &'static [u8],
+    /// Its relocations against the function: offset in the code, a type that [`Relocator::howto`] knows, addend.
+    pub relocs: &'static [(u8, u32, i64)],
 }
 
 /// GOT and veneers of one architecture.
@@ -263,13 +367,21 @@ pub trait GotBuilder {
     fn slot_size(&self) -> u8;
     /// Where the GOT pointer points, relative to the GOT's start.
     fn gp_bias(&self) -> u64;
-    /// Length of a veneer that jumps through a GOT slot, bytes.
-    fn veneer_len(&self) -> u8;
-    /// The veneer's code: at `at`, jumping to the address that the GOT slot at `slot` holds. Both may be image-relative.
-    ///
-    /// # Errors
-    /// [`EncodeError`] where the slot is out of reach.
-    fn encode_veneer(&self, at: u64, slot: u64) -> Result<Code, EncodeError>;
+    /// The veneer; it reaches every function that its relocations reach, at best all of them.
+    fn veneer(&self) -> &'static Veneer;
+    /// The type that stores the page of an address in a GOT slot ([`Expr::GotPage`]), where the ABI has such slots.
+    fn page_word(&self) -> Option<u32> {
+        None
+    }
+    /// Names by which code means the GOT pointer.
+    fn got_symbols(&self) -> &'static [&'static str] {
+        &["_GLOBAL_OFFSET_TABLE_"]
+    }
+    /// Name of the symbol that holds the program's global pointer, where the ABI has one. Without it the global pointer
+    /// is [`GotBuilder::gp_bias`] past the program's `DT_PLTGOT`.
+    fn global_pointer_symbol(&self) -> Option<&'static str> {
+        None
+    }
     /// Offset of the program's static TLS block from the thread pointer: what to add to a TLS symbol's value
     /// (its offset in the block) to get `S - TP`. `size` and `align` are the PT_TLS segment's.
     fn tp_offset(&self, size: u64, align: u64) -> i64;
@@ -328,6 +440,8 @@ pub struct RegisterLayout {
     pub dwarf: &'static [(u16, Reg)],
     /// DWARF number of the return address column.
     pub dwarf_ra: u16,
+    /// Register and bit that say: the thread was interrupted in the delay slot of the branch at its pc.
+    pub in_delay_slot: Option<(Reg, u64)>,
 }
 
 /// Register values of one thread, in the order of a [`RegisterLayout`].
@@ -393,6 +507,9 @@ pub struct LinuxAbi {
     pub eintr: u64,
     /// ERESTARTNOHAND: the kernel restarts the call unless a signal handler is to run.
     pub erestartnohand: u64,
+    /// Offset from the stack pointer of the first system call argument that has no register, in words of
+    /// [`RegisterLayout::word`] or of the ABI's 32 bits; the others follow.
+    pub stack_args: Option<u8>,
     /// Red zone below the stack pointer, bytes.
     pub red_zone: u64,
 }
@@ -426,11 +543,36 @@ pub struct ElfIdent {
 pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// Stable name for `--arch` and messages.
     fn name(&self) -> &'static str;
+    /// Name that all variants of the back end answer to as well; the ELF file then says which.
+    fn family(&self) -> &'static str {
+        self.name()
+    }
     /// Can this back end (in this variant) handle objects of `ident`? The error is a clause that says why not.
     ///
     /// # Errors
     /// A clause such as "is a big-endian object".
     fn accepts(&self, ident: &ElfIdent) -> Result<(), &'static str>;
+    /// May a patch object be linked against this program, as far as their ABIs go?
+    ///
+    /// # Errors
+    /// [`AbiMismatch`]
+    #[cfg(feature = "alloc")]
+    fn same_abi(&self, _object: &AbiFacts<'_>, _program: &AbiFacts<'_>) -> Result<(), AbiMismatch> {
+        Ok(())
+    }
+    /// Does this back end handle functions whose symbols have these `st_other` and `st_value`? The error is a clause that
+    /// says why not, such as "is compressed code".
+    ///
+    /// # Errors
+    /// A clause.
+    fn accepts_function(&self, _st_other: u8, _value: u64) -> Result<(), &'static str> {
+        Ok(())
+    }
+    /// Does a function expect its own address in a register when it is entered? `flags` are the `e_flags` of the object
+    /// that defines it, `st_other` its symbol's. True where that can't be told.
+    fn wants_own_address(&self, _flags: u32, _st_other: u8) -> bool {
+        false
+    }
     /// 32 or 64.
     fn address_bits(&self) -> u8;
     /// Byte order of data.
@@ -452,4 +594,40 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// variant can't, injected calls then do not outlive the tool.
     #[cfg(feature = "alloc")]
     fn rescue_frame(&self, regs: &Registers, xstate: &[u8], sigmask: u64) -> Option<RescueFrame>;
+    /// One step out of a frame for which there is no unwind table, by following the code from its pc to its return. The
+    /// caller's frame, or `None` where that can't be told for sure.
+    fn step_out(&self, _frame: &Frame, _read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<Frame> {
+        None
+    }
+}
+
+/// Registers of one frame of a stack, as far as they are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Values; those that are not known mean nothing.
+    pub regs: Registers,
+    /// Bit for each index of [`Registers`]: is its value known?
+    pub known: u128,
+    /// Execution goes on exactly at the pc (innermost frame, or interrupted by a signal); else pc is a return address.
+    pub exact: bool,
+}
+
+/// What tells one ABI from another, for [`Arch::same_abi`].
+#[cfg(feature = "alloc")]
+#[derive(Clone, Copy)]
+pub struct AbiFacts<'a> {
+    /// Class, byte order, machine and flags.
+    pub ident: ElfIdent,
+    /// Contents of a section by name.
+    pub section: &'a dyn Fn(&str) -> Option<&'a [u8]>,
+}
+
+/// A patch object and a program that don't go together.
+#[cfg(feature = "alloc")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbiMismatch {
+    /// A clause about the object, such as "uses hard-float registers, the program does not".
+    pub why: alloc::string::String,
+    /// How to compile the object.
+    pub hint: &'static str,
 }

@@ -1,5 +1,6 @@
 //! The disassembler as a seam: core judges instructions, whoever links core brings the decoder.
 
+use crate::arch::Constants;
 use alloc::{string::String, vec::Vec};
 
 /// Where control goes after an instruction.
@@ -28,11 +29,11 @@ pub enum Flow {
 pub struct Insn {
     /// Its address.
     pub addr: u64,
-    /// Its length, bytes.
+    /// Its length, bytes; a branch has its delay slot with it, where the architecture has one.
     pub len: u8,
     /// Where control goes.
     pub flow: Flow,
-    /// The pc-relative or absolute address that it computes or accesses, where it is a constant.
+    /// The address that it computes or accesses, where it is a constant, alone or with those before it.
     pub refers: Option<u64>,
     /// Caller-saved registers (by the ABI) that it reads, as bits of [`Decoder::volatile_names`].
     pub reads: u64,
@@ -45,7 +46,8 @@ pub struct Insn {
 /// A disassembler for one architecture.
 pub trait Decoder {
     /// Decodes from the start of `code`, which lies at `addr`, until the end or the first bytes that are no instruction.
-    fn decode(&self, code: &[u8], addr: u64) -> Vec<Insn>;
+    /// `constants` is what instructions that build an address together may count on.
+    fn decode(&self, code: &[u8], addr: u64, constants: &Constants<'_>) -> Vec<Insn>;
     /// Names of the caller-saved registers, by bit index (at most 64): general purpose ones first, then vector ones.
     fn volatile_names(&self) -> &'static [&'static str];
     /// Bits of the registers that return values travel in.

@@ -7,7 +7,7 @@
 mod x86_64;
 
 use capstone::{Capstone, InsnDetail};
-use tigerfix_core::arch::Arch;
+use tigerfix_core::arch::{Arch, Constants};
 use tigerfix_core::decode::{Decoder, Flow, Insn};
 
 /// What an architecture knows of one instruction.
@@ -88,7 +88,7 @@ impl CapstoneDecoder {
 }
 
 impl Decoder for CapstoneDecoder {
-    fn decode(&self, code: &[u8], addr: u64) -> Vec<Insn> {
+    fn decode(&self, code: &[u8], addr: u64, _constants: &Constants<'_>) -> Vec<Insn> {
         let mut insns = Vec::new();
         let Ok(mut iter) = self.capstone.disasm_iter(code, addr) else { return insns };
         let mut at = 0;
@@ -140,10 +140,10 @@ mod tests {
         let d = CapstoneDecoder::for_arch(&X86_64).expect("x86-64 is built in");
         // push rbp; mov rbp, rsp; (no such instruction in 64-bit mode); ret
         let code = [0x55, 0x48, 0x89, 0xe5, 0x06, 0xc3];
-        let insns = d.decode(&code, 0x1000);
+        let insns = d.decode(&code, 0x1000, &Constants::NONE);
         assert_eq!(insns.iter().map(|i| (i.addr, i.len)).collect::<Vec<_>>(), [(0x1000, 1), (0x1001, 3)]);
-        assert_eq!(d.decode(&[0xe9, 0, 0], 0).len(), 0, "cut off");
-        assert_eq!(d.decode(&[], 0).len(), 0);
+        assert_eq!(d.decode(&[0xe9, 0, 0], 0, &Constants::NONE).len(), 0, "cut off");
+        assert_eq!(d.decode(&[], 0, &Constants::NONE).len(), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::error::{JudgeError, Reliance};
 use super::listing::{Function, Listing, Raw, Source};
 use super::window::{Judged, has_table};
 use crate::addr::LinkAddr;
+use crate::arch::Constants;
 use crate::decode::{Flow, Insn};
 use crate::model::{Package, Referent, Site};
 use alloc::{
@@ -307,7 +308,7 @@ impl NewCode<'_> {
         let next = self.functions.iter().find(|f| f.0 > offset).map_or(u64::MAX, |f| f.0 - offset);
         let len = if known > 0 { known } else { next };
         let code = &code[..usize::try_from(len).unwrap_or(usize::MAX).min(code.len())];
-        let insns = self.known.listing.decoder.decode(code, base.wrapping_add(offset));
+        let insns = self.known.listing.decoder.decode(code, base.wrapping_add(offset), &Constants::NONE);
         let sound = insns.iter().all(|i| i.addr >= base.wrapping_add(offset));
         (sound && !insns.is_empty()).then_some(insns)
     }

@@ -1,7 +1,7 @@
 //! The program's code as the judge sees it: functions decoded on demand, and one scan for everything that refers to a
 //! function's start or into a watched range.
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Constants};
 use crate::decode::{Decoder, Flow, Insn};
 use crate::field::Endian;
 use crate::program::{Program, Symbol};
@@ -174,7 +174,7 @@ impl<'a> Listing<'a> {
         let mut insns = match self.text(entry) {
             Some(code) => {
                 let len = usize::try_from(len).unwrap_or(usize::MAX).min(code.len());
-                self.decoder.decode(&code[..len], entry)
+                self.decoder.decode(&code[..len], entry, &self.constants())
             }
             None => Vec::new(),
         };
@@ -189,6 +189,11 @@ impl<'a> Listing<'a> {
         insns.truncate(sound);
         let decoded = insns.last().map_or(entry, |i| i.addr.saturating_add(i.len.into()));
         Function { name: String::from(name), entry, end, decoded, insns }
+    }
+
+    /// What code that builds addresses may count on.
+    fn constants(&self) -> Constants<'_> {
+        Constants::NONE
     }
 
     /// Code from `addr` to the end of its section.
@@ -241,7 +246,7 @@ impl<'a> Listing<'a> {
         };
         let mut found = Vec::new();
         for &(at, code) in &self.texts {
-            self.arch.scan_branches(code, at, lo, hi, &mut |from, to| {
+            self.arch.scan_branches(code, at, lo, hi, &self.constants(), &mut |from, to| {
                 if wanted(to) {
                     found.push(Raw { to, from, data: false });
                 }

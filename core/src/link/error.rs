@@ -1,8 +1,8 @@
 //! Why a patch can't be linked.
 
 use crate::addr::LinkAddr;
-use crate::arch::EncodeError;
 use crate::error::{Class, Explain};
+use crate::field::FieldError;
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::fmt;
 
@@ -441,8 +441,8 @@ pub enum LinkError {
     Veneer {
         /// The symbol.
         symbol: String,
-        /// The back end's words.
-        why: EncodeError,
+        /// What does not fit.
+        why: FieldError,
     },
     /// A load address that can't be.
     #[error("the image can't lie at {base:#x}: {why}")]

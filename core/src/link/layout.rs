@@ -89,7 +89,7 @@ impl Layout {
         let landing = forms.map(|f| u64::from(f.landing_len)).max().unwrap_or(0);
         let mut out = Layout {
             slot_size: u64::from(cx.arch.slot_size()),
-            veneer_step: u64::from(cx.arch.veneer_len()).next_multiple_of(8),
+            veneer_step: (cx.arch.veneer().code.len() as u64).next_multiple_of(8),
             landing_step: landing.next_multiple_of(CODE_ALIGN),
             ..Layout::default()
         };

@@ -236,6 +236,7 @@ fn same_machine(object: &Object<'_>, program: &Program<'_>) -> Result<(), LinkEr
 /// The relocations of everything that is laid out, in the neutral form.
 fn normalize(arch: &dyn Arch, object: &Object<'_>, fates: &[Fate]) -> Result<BTreeMap<u32, Vec<Reloc>>, LinkError> {
     let mut out = BTreeMap::new();
+    let name = |i: u32| object.symbols.get(i as usize).map_or("", |s| s.name);
     let is_local = |i: u32| object.symbols.get(i as usize).is_some_and(input::InSymbol::is_local);
     for (i, (section, fate)) in object.sections.iter().zip(fates).enumerate() {
         if !fate.laid_out() || section.relocs.is_empty() {
@@ -250,6 +251,7 @@ fn normalize(arch: &dyn Arch, object: &Object<'_>, fates: &[Fate]) -> Result<BTr
                 is_64: object.ident.is_64,
                 endian: object.ident.endian,
                 is_local: &is_local,
+                name: &name,
             };
             let bad = |e: NormalizeError| LinkError::BadRelocation {
                 name: arch.reloc_name(e.r_type).map_or_else(|| format!("type {}", e.r_type), String::from),

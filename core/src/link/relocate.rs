@@ -121,6 +121,7 @@ impl Values<'_, '_, '_> {
             (Expr::Size, _) => plus(0),
             (Expr::TpOff, Target::Tls(v)) => plus(v.wrapping_add_signed(tp())),
             (Expr::DtpOff, Target::Tls(v)) => plus(v),
+            (Expr::GotPage | Expr::GotMinus | Expr::GotTpOff | Expr::GpRel | Expr::Region { .. }, _) => LOST,
             (Expr::None | Expr::TpOff | Expr::DtpOff, _) => LOST,
         }
     }
@@ -255,17 +256,18 @@ impl Values<'_, '_, '_> {
 
     /// Writes the veneers.
     pub(super) fn veneers(&self, plan: &Plan, contents: &mut Contents) -> Result<(), LinkError> {
-        let base = self.cx.options.base.unwrap_or(0);
         for (i, veneer) in plan.veneers.iter().enumerate() {
             let (at, slot) = (self.layout.veneer(i), self.layout.slot(veneer.slot));
             let name = || plan.slots.get(veneer.slot as usize).map_or_else(String::new, |s| s.1.clone());
-            let code = self
-                .cx
-                .arch
-                .encode_veneer(base.wrapping_add(at), base.wrapping_add(slot))
-                .map_err(|why| LinkError::Veneer { symbol: name(), why })?;
-            if let Some(cell) = self.cell(contents, at, code.bytes().len() as u64) {
-                cell.copy_from_slice(code.bytes());
+            let template = self.cx.arch.veneer();
+            let Some(cell) = self.cell(contents, at, template.code.len() as u64) else { continue };
+            cell.copy_from_slice(template.code);
+            for &(offset, r_type, addend) in template.relocs {
+                let Some(howto) = self.cx.arch.howto(r_type) else { continue };
+                let p = at.wrapping_add(offset.into());
+                let value = slot.wrapping_sub(p).wrapping_add_signed(addend);
+                put(self.cx.arch, howto, cell, offset.into(), value)
+                    .map_err(|why| LinkError::Veneer { symbol: name(), why })?;
             }
         }
         Ok(())

@@ -251,7 +251,7 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
         messages: &mut Messages,
     ) -> Result<Target, LinkError> {
         let program = self.cx.program;
-        if s.name == "_GLOBAL_OFFSET_TABLE_" {
+        if self.cx.arch.got_symbols().contains(&s.name) {
             return Ok(Target::GotBase);
         }
         let bind = self.cx.bind(s.name);

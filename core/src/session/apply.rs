@@ -182,9 +182,9 @@ fn map_islands(
     let end = arch.user_space_end();
     let mut range = StartRange::user_space(end);
     for (i, s) in sites.iter().enumerate() {
-        let Some((min, max)) = s.form.reach else { continue };
-        let from = i128::from(s.at.0) - i128::from(ISLAND_STRIDE * i as u64);
-        range = range.and(StartRange { low: from + i128::from(min), high: from + i128::from(max) });
+        let Some((low, high)) = s.form.reach.targets(s.at.0) else { continue };
+        let offset = i128::from(ISLAND_STRIDE * i as u64);
+        range = range.and(StartRange { low: low - offset, high: high - offset });
     }
     let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
     let near = sites.first().map_or(RunAddr(0), |s| s.at);

@@ -1,7 +1,7 @@
 //! The plan: all that `fix` is going to do, as a value, before a byte is written.
 
 use crate::addr::{LinkAddr, RunAddr};
-use crate::arch::{Arch, CacheNeed, Code, Expr, JumpForm, Via};
+use crate::arch::{Arch, CacheNeed, Code, Expr, JumpForm, Reach, Via};
 use crate::field::Overflow;
 use crate::model::{Package, Referent, Site};
 use crate::session::error::SessionError;
@@ -202,7 +202,7 @@ pub fn plan(
             let window = usize::from(site_window(package, s));
             let far = forms.iter().find(|f| {
                 usize::from(f.len) <= window
-                    && (f.via == Via::NearIsland || f.reach.is_none() && f.landing_reach.is_none())
+                    && (f.via == Via::NearIsland || f.reach == Reach::Anywhere && f.landing_reach == Reach::Anywhere)
             });
             if let Some(f) = far {
                 s.form = f;
@@ -457,14 +457,13 @@ fn image_range(arch: &dyn Arch, package: &Package, values: &[Value], end: u64) -
 /// Starts of the image that the site's jump reaches.
 fn form_range(site: &PlannedSite, form: &JumpForm) -> StartRange {
     let all = StartRange { low: i128::MIN / 4, high: i128::MAX / 4 };
-    let Some((min, max)) = form.reach else { return all };
+    let Some((low, high)) = form.reach.targets(site.at.0) else { return all };
     let target = match form.via {
         Via::Direct => site.new_offset,
         Via::ImageLanding => site.landing,
         Via::NearIsland => return all,
     };
-    let from = i128::from(site.at.0) - i128::from(target);
-    StartRange { low: from + i128::from(min), high: from + i128::from(max) }
+    StartRange { low: low - i128::from(target), high: high - i128::from(target) }
 }
 
 #[allow(clippy::too_many_arguments)] // one call's worth of figures, each of its own kind

@@ -63,8 +63,16 @@ impl TrampolineEncoder for Toy {
     fn padding_len(&self, bytes: &[u8]) -> usize {
         X86_64.padding_len(bytes)
     }
-    fn scan_branches(&self, code: &[u8], at: u64, lo: u64, hi: u64, hit: &mut dyn FnMut(u64, u64)) {
-        X86_64.scan_branches(code, at, lo, hi, hit);
+    fn scan_branches(
+        &self,
+        code: &[u8],
+        at: u64,
+        lo: u64,
+        hi: u64,
+        constants: &Constants<'_>,
+        hit: &mut dyn FnMut(u64, u64),
+    ) {
+        X86_64.scan_branches(code, at, lo, hi, constants, hit);
     }
 }
 impl GotBuilder for Toy {
@@ -75,11 +83,8 @@ impl GotBuilder for Toy {
     fn gp_bias(&self) -> u64 {
         0x70
     }
-    fn veneer_len(&self) -> u8 {
-        X86_64.veneer_len()
-    }
-    fn encode_veneer(&self, at: u64, slot: u64) -> Result<Code, EncodeError> {
-        X86_64.encode_veneer(at, slot)
+    fn veneer(&self) -> &'static Veneer {
+        X86_64.veneer()
     }
     fn tp_offset(&self, size: u64, align: u64) -> i64 {
         X86_64.tp_offset(size, align)

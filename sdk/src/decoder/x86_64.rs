@@ -373,12 +373,13 @@ fn independent(name: &str, operands: &[X86Operand], regs: &[Volatile]) -> u64 {
 #[cfg(test)]
 mod tests {
     use crate::decoder::CapstoneDecoder;
+    use tigerfix_core::arch::Constants;
     use tigerfix_core::decode::{Decoder, Flow, Insn};
 
     const AT: u64 = 0x40_1000;
 
     fn one(code: &[u8]) -> Insn {
-        let all = CapstoneDecoder::x86_64().decode(code, AT);
+        let all = CapstoneDecoder::x86_64().decode(code, AT, &Constants::NONE);
         assert_eq!(all.len(), 1, "{code:02x?}: {all:?}");
         assert_eq!(usize::from(all[0].len), code.len(), "{}", all[0].text);
         all[0].clone()
@@ -580,7 +581,7 @@ mod tests {
     #[test]
     fn lengths_that_capstone_has_wrong() {
         // ud1 eax, [eax + 0x12], as sanitizers emit it, then ret
-        let insns = CapstoneDecoder::x86_64().decode(&[0x67, 0x0f, 0xb9, 0x40, 0x12, 0xc3], AT);
+        let insns = CapstoneDecoder::x86_64().decode(&[0x67, 0x0f, 0xb9, 0x40, 0x12, 0xc3], AT, &Constants::NONE);
         assert_eq!(
             insns.iter().map(|i| (i.addr, i.len, i.flow)).collect::<Vec<_>>(),
             [(AT, 5, Flow::Stop), (AT + 5, 1, Flow::Return)]
@@ -590,6 +591,10 @@ mod tests {
         assert_eq!(super::operand_len(&[0x04, 0x25, 0, 0, 0, 0]), Some(6));
         assert_eq!(super::operand_len(&[0x05, 0, 0, 0]), None);
         // jno rel16 or jno rel32, depending on the maker of the processor
-        assert!(CapstoneDecoder::x86_64().decode(&[0x66, 0x0f, 0x81, 0x4a, 0x4d, 0x29, 0x2d], AT).is_empty());
+        assert!(
+            CapstoneDecoder::x86_64()
+                .decode(&[0x66, 0x0f, 0x81, 0x4a, 0x4d, 0x29, 0x2d], AT, &Constants::NONE)
+                .is_empty()
+        );
     }
 }
