@@ -1,7 +1,7 @@
 //! What an architecture's back end provides: tables, and a few hooks. All traits are object safe; `&self` carries the
 //! ABI variant and byte order, since one host binary serves several.
 
-use crate::field::{Endian, Field, Overflow};
+use crate::field::{Endian, Field, Order, Overflow};
 
 /// How a relocation computes its value, in the letters of the psABI documents.
 ///
@@ -155,6 +155,11 @@ pub trait Relocator {
     fn normalize(&self, raw: &RawRelocs<'_>) -> Result<alloc::vec::Vec<Reloc>, NormalizeError>;
     /// The type that stores a whole address in a data word (used for GOT slots that only a load address settles).
     fn address_word(&self) -> u32;
+    /// What the addend of a PC-relative field makes up for, because the processor counts from elsewhere than the field:
+    /// processors whose displacements are plain words count from the instruction's end.
+    fn pc_bias(&self, howto: &Howto, in_code: bool) -> i64 {
+        if in_code && howto.field.order == Order::Data { i64::from(howto.field.bytes) } else { 0 }
+    }
 }
 
 /// A short run of machine code, without an allocator.
@@ -373,6 +378,10 @@ pub trait GotBuilder {
     fn page_word(&self) -> Option<u32> {
         None
     }
+    /// Does the addend of a reference through a slot belong to what the slot holds, as against the slot's address?
+    fn addend_in_slot(&self) -> bool {
+        false
+    }
     /// Names by which code means the GOT pointer.
     fn got_symbols(&self) -> &'static [&'static str] {
         &["_GLOBAL_OFFSET_TABLE_"]
@@ -539,6 +548,15 @@ pub struct ElfIdent {
     pub flags: u32,
 }
 
+/// Meaning of a section index that ELF leaves to the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservedIndex {
+    /// Like SHN_COMMON: the value is an alignment.
+    Common,
+    /// Like SHN_UNDEF.
+    Undefined,
+}
+
 /// One architecture, in one ABI variant and byte order.
 pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// Stable name for `--arch` and messages.
@@ -572,6 +590,10 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// that defines it, `st_other` its symbol's. True where that can't be told.
     fn wants_own_address(&self, _flags: u32, _st_other: u8) -> bool {
         false
+    }
+    /// What a section index among those that ELF leaves to the processor says of a symbol.
+    fn reserved_index(&self, _shndx: u16) -> Option<ReservedIndex> {
+        None
     }
     /// 32 or 64.
     fn address_bits(&self) -> u8;
