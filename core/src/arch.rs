@@ -416,6 +416,30 @@ pub trait CacheInvalidation {
 /// Index of a register in [`Registers`].
 pub type Reg = u8;
 
+/// Where a register lies in the gdb remote protocol. Used where the stub gives no target description; where it does, only
+/// [`GdbRegister::name`] counts, and the description says the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GdbRegister {
+    /// The register's name in gdb's standard target descriptions (GDB manual, "Standard Target Features").
+    pub name: &'static str,
+    /// Number for the packets `p` and `P`.
+    pub number: u16,
+    /// Offset in the raw bytes of the `g` packet's reply (two digits are one byte).
+    pub offset: u16,
+    /// Size there, bytes; the value is in the target's byte order.
+    pub size: u8,
+    /// Index in the [`RegisterLayout`].
+    pub reg: Reg,
+}
+
+impl GdbRegister {
+    /// A row of the table.
+    #[must_use]
+    pub const fn new(name: &'static str, number: u16, offset: u16, size: u8, reg: Reg) -> GdbRegister {
+        GdbRegister { name, number, offset, size, reg }
+    }
+}
+
 /// The registers of one architecture as data. Indices count words of the kernel's NT_PRSTATUS register set.
 #[derive(Clone, Copy, Debug)]
 pub struct RegisterLayout {
@@ -451,6 +475,11 @@ pub struct RegisterLayout {
     pub dwarf_ra: u16,
     /// Register and bit that say: the thread was interrupted in the delay slot of the branch at its pc.
     pub in_delay_slot: Option<(Reg, u64)>,
+    /// The same registers in the gdb remote protocol; those that a stub never shows have no row.
+    pub gdb: &'static [GdbRegister],
+    /// Without an operating system: a register and the bits of it that are set while the processor is inside an exception
+    /// handler, where it can't be judged what it will return to. `None`: there is no such register.
+    pub exception: Option<(Reg, u64)>,
 }
 
 /// Register values of one thread, in the order of a [`RegisterLayout`].
@@ -491,6 +520,12 @@ pub struct LinuxAbi {
     pub ftruncate: u64,
     /// `close`
     pub close: u64,
+    /// `openat`
+    pub openat: u64,
+    /// `read`
+    pub read: u64,
+    /// `mprotect`
+    pub mprotect: u64,
     /// `prctl`
     pub prctl: u64,
     /// `rt_sigreturn`

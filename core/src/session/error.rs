@@ -165,6 +165,44 @@ pub enum SessionError {
         /// The target.
         target: String,
     },
+    /// The area that the target has for patches has no room.
+    #[error(
+        "patch `{name}` needs {image:#x} bytes, aligned to {align:#x}, and {record:#x} for its record; the area of {size:#x} bytes at {start} has at most {free:#x} in one piece"
+    )]
+    AreaFull {
+        /// Patch name.
+        name: String,
+        /// Size of the image, bytes.
+        image: u64,
+        /// Alignment of the image, bytes.
+        align: u64,
+        /// Size of the record, bytes.
+        record: u64,
+        /// Start of the area.
+        start: RunAddr,
+        /// Size of the area, bytes.
+        size: u64,
+        /// The largest free piece, bytes.
+        free: u64,
+    },
+    /// The target's memory is not that of the program.
+    #[error("{target} does not run `{file}`: its code differs at {at}")]
+    OtherProgram {
+        /// The target.
+        target: String,
+        /// The program's file.
+        file: String,
+        /// First address that differs.
+        at: RunAddr,
+    },
+    /// The program's file can't be read as one.
+    #[error("`{file}`: {why}")]
+    BadProgram {
+        /// The program's file.
+        file: String,
+        /// What is wrong.
+        why: crate::program::ProgramError,
+    },
     /// No address satisfies all relocations and jumps at once.
     #[error("no address for the image is in reach of everything it refers to (`{what}` conflicts)")]
     Unreachable {
@@ -297,6 +335,9 @@ impl Explain for SessionError {
             SessionError::ImportMissing { .. } => "import-missing",
             SessionError::ImportUnusable { .. } => "import-unusable",
             SessionError::NoSpace { .. } => "no-space",
+            SessionError::AreaFull { .. } => "area-full",
+            SessionError::OtherProgram { .. } => "other-program",
+            SessionError::BadProgram { why, .. } => why.rule(),
             SessionError::Unreachable { .. } => "unreachable",
             SessionError::Relocation { .. } => "relocation-overflow",
             SessionError::UnknownResidue { .. } => "unknown-residue",
@@ -317,6 +358,7 @@ impl Explain for SessionError {
         match self {
             SessionError::Target(e) => e.class(),
             SessionError::OtherArchitecture { .. }
+            | SessionError::BadProgram { .. }
             | SessionError::UnknownResidue { .. }
             | SessionError::UnknownForm { .. } => Class::BadInput,
             SessionError::RolledBack { .. } | SessionError::StillApplied { .. } => Class::RolledBack,
@@ -342,6 +384,8 @@ impl Explain for SessionError {
             SessionError::NotApplied { .. } => "`tfix list` shows what is applied",
             SessionError::NotTopmost { .. } => "revert the later patch first",
             SessionError::ImportMissing { .. } => "the library that defines it is not loaded in this process",
+            SessionError::AreaFull { .. } => "give it a larger --area, or revert a patch that is in it",
+            SessionError::OtherProgram { .. } => "name the file that the target really runs; nothing was written",
             SessionError::Unreachable { .. } | SessionError::Relocation { .. } => "compile the patch with -fPIC",
             SessionError::NoJumpForm { forced: Some(_), .. } => {
                 "leave out --form, tfix then takes the shortest that fits"

@@ -4,10 +4,12 @@ use crate::addr::{LinkAddr, RunAddr};
 use crate::arch::{Arch, CacheNeed, Code, Expr, JumpForm, Reach, Via};
 use crate::field::Overflow;
 use crate::model::{Package, Referent, Site};
+use crate::session::area::{self, Reserved};
 use crate::session::error::SessionError;
 use crate::session::imports::{Binding, Scope};
 use crate::session::modules::{Module, find_program};
 use crate::session::record::{Record, SITE_BYTES, State};
+use crate::session::resident;
 use crate::session::space::{StartRange, candidates};
 use crate::session::stack::Protected;
 use crate::session::{Inspected, hex, inspect, is_active};
@@ -97,14 +99,23 @@ pub struct Plan {
     pub image_size: u64,
     /// Allowed starts of the image.
     pub range: StartRange,
-    /// Where the region (record, then image) may go, best first.
+    /// Where the region (record, then image) may go, best first; empty where it is [`Plan::reserved`].
     pub places: Vec<RunAddr>,
+    /// Where record and image go in the target's area.
+    pub reserved: Option<Reserved>,
     /// Ranges that no thread may be inside.
     pub protected: Vec<Protected>,
     /// Sequence number of the new record.
     pub sequence: u64,
     /// What is done for the instruction caches.
     pub cache: CacheNeed,
+}
+
+impl Plan {
+    /// What the record's region size says, bytes.
+    pub(super) fn region_size(&self) -> u64 {
+        self.record_size + if self.reserved.is_some() { 0 } else { self.image_size }
+    }
 }
 
 impl core::fmt::Debug for Plan {
@@ -134,6 +145,13 @@ impl core::fmt::Display for Plan {
                 self.record_size + self.image_size,
                 self.record_size,
                 self.image_size
+            )?;
+        }
+        if let Some(r) = &self.reserved {
+            writeln!(
+                f,
+                "  use {} bytes at {} of the area for the record, {} at {} for the image",
+                self.record_size, r.record, self.image_size, r.image
             )?;
         }
         for p in &self.protected {
@@ -179,6 +197,7 @@ pub fn plan(
     let inspected = inspect(target)?;
     check_records(target, &inspected.records, &package.name)?;
     let module = find_program(target, &inspected.modules, &package.program)?.clone();
+    resident::verify(target, package, &inspected.records)?;
 
     let mut sites = Vec::new();
     for s in &package.sites {
@@ -187,16 +206,22 @@ pub fn plan(
     let (values, imports) = bind(target, &inspected.modules, &module, package)?;
 
     let page = package.page_size.max(1);
-    let record_size = record_bytes(package).next_multiple_of(page);
+    let area = target.area();
+    let record_size = record_bytes(package).next_multiple_of(if area.is_some() { area::GRANULE } else { page });
     let image_size = package.image_size();
     let near = sites.first().map_or(module.range.0, |s| s.at);
     let end = arch.user_space_end();
-    let mut range = image_range(arch, package, &values, end)?;
+    let everywhere = if area.is_some() { StartRange::EVERYWHERE } else { StartRange::user_space(end) };
+    let mut range = image_range(arch, package, &values, everywhere)?;
+    let room = |wanted: StartRange| match area {
+        Some(a) => Room::Area(area::reserve(a, &inspected.records, package, record_size, wanted)),
+        None => Room::Map(places_for(&inspected, wanted, package, record_size, image_size, page, end, near)),
+    };
     // Forms that jump straight into the image want it near; islands need not.
     let wanted =
         sites.iter().filter(|s| s.form.via != Via::NearIsland).fold(range, |r, s| r.and(form_range(s, s.form)));
-    let mut places = places_for(&inspected, wanted, package, record_size, image_size, page, end, near);
-    if places.is_empty() || wanted.is_empty() {
+    let mut found = room(wanted);
+    if found.is_empty() || wanted.is_empty() {
         // Out of reach of the short jumps: each site takes the next form that goes farther.
         for s in &mut sites {
             let window = usize::from(site_window(package, s));
@@ -217,8 +242,13 @@ pub fn plan(
             });
         }
         range = wanted;
-        places = places_for(&inspected, wanted, package, record_size, image_size, page, end, near);
-        if places.is_empty() {
+        found = room(wanted);
+        if found.is_empty() {
+            if let Some(a) = area
+                && room(StartRange::EVERYWHERE).is_empty()
+            {
+                return Err(area::full(a, &inspected.records, package, record_size));
+            }
             return Err(SessionError::NoSpace {
                 size: record_size + image_size,
                 low: RunAddr(clamp(wanted.low)),
@@ -230,9 +260,13 @@ pub fn plan(
         range = wanted;
     }
 
+    let (places, reserved) = match found {
+        Room::Map(places) => (places, None),
+        Room::Area(reserved) => (Vec::new(), reserved),
+    };
     let mut protected = protect(package, &module, &sites, options.policy);
     if options.policy == Policy::Function {
-        protected.extend(protect_earlier(&inspected, &sites));
+        protected.extend(protect_earlier(&inspected, &sites, area.is_some()));
     }
     let sequence = inspected.records.iter().map(|r| r.sequence).max().unwrap_or(0) + 1;
     Ok(Plan {
@@ -247,11 +281,29 @@ pub fn plan(
         image_size,
         range,
         places,
+        reserved,
         protected,
         sequence,
         cache: arch.cache_need(),
         inspected,
     })
+}
+
+/// Where the image may go.
+enum Room {
+    /// Starts of a region to be mapped.
+    Map(Vec<RunAddr>),
+    /// In the area.
+    Area(Option<Reserved>),
+}
+
+impl Room {
+    fn is_empty(&self) -> bool {
+        match self {
+            Room::Map(places) => places.is_empty(),
+            Room::Area(reserved) => reserved.is_none(),
+        }
+    }
 }
 
 fn clamp(v: i128) -> u64 {
@@ -422,8 +474,13 @@ fn scaled_bounds(overflow: Overflow, rshift: u8) -> Option<(i128, i128)> {
 }
 
 /// Starts of the image for which all residue fits.
-fn image_range(arch: &dyn Arch, package: &Package, values: &[Value], end: u64) -> Result<StartRange, SessionError> {
-    let mut range = StartRange::user_space(end);
+fn image_range(
+    arch: &dyn Arch,
+    package: &Package,
+    values: &[Value],
+    everywhere: StartRange,
+) -> Result<StartRange, SessionError> {
+    let mut range = everywhere;
     if let Some(base) = package.base {
         range = StartRange { low: i128::from(base), high: i128::from(base) };
     }
@@ -524,11 +581,22 @@ fn protect(package: &Package, module: &Module, sites: &[PlannedSite], policy: Po
 }
 
 /// The old code of a function that is patched already is the earlier patch's.
-fn protect_earlier(inspected: &Inspected, sites: &[PlannedSite]) -> Vec<Protected> {
+fn protect_earlier(inspected: &Inspected, sites: &[PlannedSite], in_area: bool) -> Vec<Protected> {
     let mut out = Vec::new();
     for r in inspected.records.iter().filter(|r| is_active(r)) {
         let Some(site) = r.sites.iter().find(|old| sites.iter().any(|s| s.entry == old.entry)) else { continue };
         let (low, high) = r.image_range();
+        if in_area {
+            // No rights tell code from data there.
+            out.push(Protected {
+                name: format!("{} of patch {}", site.function, r.name),
+                start: low,
+                end: high,
+                entry: false,
+                function: site.new,
+            });
+            continue;
+        }
         let code = inspected.mappings.iter().filter(|m| m.perm.exec && m.start >= low && m.start < high);
         out.extend(code.map(|m| Protected {
             name: format!("{} of patch {}", site.function, r.name),
