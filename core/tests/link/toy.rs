@@ -126,7 +126,7 @@ impl Arch for Toy {
     fn linux(&self) -> Option<&'static LinuxAbi> {
         None
     }
-    fn rescue_frame(&self, _: &Registers, _: &[u8], _: u64) -> Option<RescueFrame> {
+    fn rescue_frame(&self, _: &Registers, _: &[u8], _: u128) -> Option<RescueFrame> {
         None
     }
 }
