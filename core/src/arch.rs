@@ -59,6 +59,41 @@ pub enum Expr {
         /// What the processor adds to the jump's address before it takes the region.
         after: u8,
     },
+    /// `Page(S + A) - Page(P)`; a page is an aligned range of 2^`bits` bytes, no larger than any that a loader moves code by.
+    PagePc {
+        /// Size of a page, as a power of two.
+        bits: u8,
+    },
+    /// `S + A - Page(S + A)`, what is added to an address of a page.
+    PageOffset {
+        /// As for [`Expr::PagePc`].
+        bits: u8,
+    },
+    /// `Page(G + GOT + A) - Page(P)`
+    GotPagePc {
+        /// As for [`Expr::PagePc`].
+        bits: u8,
+    },
+    /// `G + GOT + A - Page(G + GOT + A)`
+    GotPageOffset {
+        /// As for [`Expr::PagePc`].
+        bits: u8,
+    },
+    /// `G + GOT + A - Page(GOT)`: slots are reached from the page in which the GOT begins.
+    GotFromPage {
+        /// As for [`Expr::PagePc`].
+        bits: u8,
+    },
+    /// [`Expr::GotPagePc`] of a slot that holds `S - TP`.
+    GotTpOffPagePc {
+        /// As for [`Expr::PagePc`].
+        bits: u8,
+    },
+    /// [`Expr::GotPageOffset`] of a slot that holds `S - TP`.
+    GotTpOffPageOffset {
+        /// As for [`Expr::PagePc`].
+        bits: u8,
+    },
 }
 
 /// What an instruction or word uses its relocated value for.
@@ -253,6 +288,12 @@ impl Reach {
     }
 }
 
+/// Start of the aligned page of 2^`bits` bytes that holds `at`.
+#[must_use]
+pub fn page_start(at: u64, bits: u8) -> u64 {
+    region_start(at, bits, 0)
+}
+
 /// Start of the aligned region of 2^`bits` bytes that holds `at + after`.
 #[must_use]
 pub fn region_start(at: u64, bits: u8, after: u8) -> u64 {
@@ -321,6 +362,11 @@ pub trait TrampolineEncoder {
     fn encode_landing(&self, form: &JumpForm, at: u64, new: u64) -> Result<Code, EncodeError>;
     /// Length of the landing pad at a function's entry that must stay first (0: none).
     fn landing_pad_len(&self, entry: &[u8]) -> u8;
+    /// May this form be used at a function that begins with `entry`? Some landing pads do something else as well and can't
+    /// stay; a form that replaces them has to bring a pad of its own.
+    fn suits(&self, _form: &JumpForm, _entry: &[u8]) -> bool {
+        true
+    }
     /// Is this byte run (from a function's end to the next function) padding that no one executes?
     /// Returns how many leading bytes of `bytes` are.
     fn padding_len(&self, bytes: &[u8]) -> usize;

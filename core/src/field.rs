@@ -42,16 +42,33 @@ pub struct Field {
     pub rshift: u8,
     /// Where the bits go.
     pub pieces: &'static [Piece],
+    /// What becomes of the container's other bits.
+    pub opcode: Opcode,
+}
+
+/// What becomes of the bits of a container that hold nothing of the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opcode {
+    /// They stay.
+    Keep,
+    /// This one says how the value is stored: set, as it is; clear, because it is negative, inverted.
+    Sign {
+        /// Its place in the container.
+        bit: u8,
+    },
+    /// They are replaced by these: the linker puts another instruction in this one's place.
+    Replace(u64),
 }
 
 impl Field {
     /// A field that stores nothing (relocations that are only hints).
-    pub const NONE: Field = Field { bytes: 0, order: Order::Data, round: 0, rshift: 0, pieces: &[] };
+    pub const NONE: Field =
+        Field { bytes: 0, order: Order::Data, round: 0, rshift: 0, pieces: &[], opcode: Opcode::Keep };
 
     /// A whole data word of `bytes` bytes.
     #[must_use]
     pub const fn data(bytes: u8) -> Field {
-        Field { bytes, order: Order::Data, round: 0, rshift: 0, pieces: WHOLE[bytes as usize] }
+        Field { bytes, order: Order::Data, round: 0, rshift: 0, pieces: WHOLE[bytes as usize], opcode: Opcode::Keep }
     }
 }
 
@@ -186,9 +203,19 @@ impl Field {
         let n = usize::from(self.bytes);
         let Some(cell) = buf.get_mut(..n) else { return Err(FieldError::OutOfSection) };
         let mut word = load(cell, endian);
+        let mut stored = shifted as u64;
+        match self.opcode {
+            Opcode::Keep => {}
+            Opcode::Sign { bit } if shifted < 0 => {
+                stored = !stored;
+                word &= !(1 << bit);
+            }
+            Opcode::Sign { bit } => word |= 1 << bit,
+            Opcode::Replace(insn) => word = insn,
+        }
         for p in self.pieces {
             let mask = if p.width >= 64 { u64::MAX } else { (1u64 << p.width) - 1 };
-            let bits = ((shifted as u64) >> p.value_lsb) & mask;
+            let bits = (stored >> p.value_lsb) & mask;
             word = (word & !(mask << p.field_lsb)) | (bits << p.field_lsb);
         }
         store(cell, endian, word);
@@ -229,6 +256,7 @@ mod tests {
             round: 0x8000,
             rshift: 16,
             pieces: &[Piece { value_lsb: 0, width: 16, field_lsb: 0 }],
+            opcode: Opcode::Keep,
         };
         let mut b = [0x3c, 0x19, 0xaa, 0xaa];
         SPLIT.write(&mut b, Endian::Big, 0x1234_8765, Overflow::None, 1, 32).unwrap();
@@ -238,5 +266,23 @@ mod tests {
             SPLIT.write(&mut b, Endian::Big, 6, Overflow::None, 4, 32),
             Err(FieldError::Misaligned { value: 6, align: 4 })
         );
+    }
+
+    #[test]
+    fn an_opcode_may_tell_the_sign_or_be_replaced() {
+        const IMM: &[Piece] = &[Piece { value_lsb: 0, width: 16, field_lsb: 4 }];
+        let field = |opcode| Field { rshift: 16, pieces: IMM, opcode, order: Order::Insn, ..Field::data(4) };
+        let put = |opcode, word: u32, value: i64| {
+            let mut b = word.to_be_bytes();
+            let done = field(opcode).write(&mut b, Endian::Big, value as u64, Overflow::Signed(17), 1, 64);
+            done.map(|()| u32::from_be_bytes(b))
+        };
+        let sign = Opcode::Sign { bit: 30 };
+        assert_eq!(put(sign, 0x1000_000f, 0x1234_5678), Ok(0x5001_234f));
+        assert_eq!(put(sign, 0x5000_000f, -0x1234_5678), Ok(0x1001_234f), "!0xedcb");
+        assert_eq!(put(sign, 0x5000_000f, -1), Ok(0x1000_000f));
+        assert_eq!(put(sign, 0, 0xffff_ffff), Ok(0x400f_fff0));
+        assert!(put(sign, 0, 0x1_0000_0000).is_err() && put(sign, 0, -0x1_0000_0001).is_err());
+        assert_eq!(put(Opcode::Replace(0xabc0_000d), u32::MAX, 0x1234_5678), Ok(0xabc1_234d));
     }
 }
