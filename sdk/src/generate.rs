@@ -173,6 +173,12 @@ impl<'a> Generate<'a> {
         self.link.base = base;
         self
     }
+    /// Alignment of the image's spans, where it is not to be the largest page size of the architecture.
+    #[must_use]
+    pub fn page_size(mut self, size: Option<u64>) -> Self {
+        self.link.page_size = size;
+        self
+    }
     /// What the user lets pass.
     #[must_use]
     pub fn allow(mut self, judge: JudgeOptions) -> Self {

@@ -167,18 +167,14 @@ impl Plan {
         match (item.howto.expr, item.target) {
             // Every module of a process may ask for its own TLS block, so a shared library's would be needed here.
             (
-                Expr::GotTlsLdPc
-                | Expr::GotTlsGdPc
-                | Expr::GotTpOffPc
-                | Expr::GotTpOff
-                | Expr::TpOff
-                | Expr::DtpOff,
+                Expr::GotTlsLdPc | Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff,
                 _,
             ) if cx.program.library => {
                 Err(tls("it is a shared library's, and its place differs from process to process"))
             }
             (Expr::GotTlsLdPc, _) => Ok(()),
-            (Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff, target) => match target {
+            (Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff, target) => match target
+            {
                 Target::Tls(_) if cx.program.tls.is_some() => Ok(()),
                 Target::Tls(_) => Err(tls("the program has no TLS segment")),
                 Target::Import(_) => Err(tls("another module defines it")),
@@ -222,12 +218,19 @@ impl Plan {
 
     fn wants(&mut self, cx: &Inputs<'_, '_>, item: &mut Item) -> Result<(), LinkError> {
         let name = || cx.symbol_name(item.object, item.symbol);
+        if item.howto.expr == Expr::GotPage && cx.arch.page_word().is_none() {
+            return Err(LinkError::UnsupportedRelocation {
+                name: String::from(item.howto.name),
+                symbol: name(),
+                place: Box::new(cx.place(item.object, item.section, item.offset)),
+            });
+        }
         // What is behind the symbol is either the slot's business or that of the reference to the slot.
         let inside = cx.arch.addend_in_slot() || item.howto.expr == Expr::GotPage;
         let delta = if inside { item.addend } else { 0 };
         let slot = match (item.howto.expr, item.target) {
             (Expr::Got | Expr::GotPc | Expr::GotAbs, t) => Some(Slot::Address(t, delta)),
-            (Expr::GotPage, t) if cx.arch.page_word().is_some() => Some(Slot::Page(t, delta)),
+            (Expr::GotPage, t) => Some(Slot::Page(t, delta)),
             (Expr::GotTpOffPc | Expr::GotTpOff, Target::Tls(v)) => Some(Slot::TpOffset(v.wrapping_add_signed(delta))),
             (Expr::GotTlsGdPc, Target::Tls(v)) => Some(Slot::Module(Some(v.wrapping_add_signed(delta)))),
             (Expr::GotTlsLdPc, _) => Some(Slot::Module(None)),
@@ -367,7 +370,9 @@ impl Inputs<'_, '_> {
         match target {
             Target::Program(at) => Ok(at.0.wrapping_sub(gp)),
             Target::Absolute(v) if program.fixed => Ok(v.wrapping_sub(gp)),
-            Target::Spot(_) | Target::Common(_) => Err("counts from the program's global pointer, and the patch is far from it"),
+            Target::Spot(_) | Target::Common(_) => {
+                Err("counts from the program's global pointer, and the patch is far from it")
+            }
             _ => Err("counts from the program's global pointer, and the symbol is not the program's"),
         }
     }
