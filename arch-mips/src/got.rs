@@ -103,7 +103,7 @@ mod tests {
         for arch in [&MIPS64, &MIPS64EL] {
             assert_eq!(
                 text(arch, &veneer_for(arch, 0xffff_9fff_9fff_8ff0), 0),
-                "lui $t9, 0xffff; daddiu $t9, $t9, -0x6000; dsll $t9, $t9, 0x10; daddiu $t9, $t9, -0x6000; \
+                "lui $t9, 0; daddiu $t9, $t9, -0x6000; dsll $t9, $t9, 0x10; daddiu $t9, $t9, -0x6000; \
                  dsll $t9, $t9, 0x10; daddiu $t9, $t9, -0x7010; jr $t9; nop"
             );
         }
