@@ -311,7 +311,7 @@ mod tests {
                 is_64: arch.is_64,
                 endian: arch.endian,
                 is_local: &|s| s < EXT,
-                name: &name,
+                name: &|s| name(s),
             },
         )
     }
@@ -457,7 +457,7 @@ mod tests {
             0x8f82_0000, // 00 lw $2,%got(a)($28)
             0x8f83_0002, // 04 lw $3,%got(b)($28)
             0x2442_0000, // 08 addiu $2,$2,%lo(a)
-            0x2463_8008, // 0c addiu $3,$3,%lo(b)
+            0x8c65_8008, // 0c lw $5,%lo(b)($3)
             0x8f99_0000, // 10 lw $25,%call16(ext)($28)
             0x8f98_0000, // 14 lw $24,%got(ext)($28)
             0x8f99_0000, // 18 lw $25,%got(.text)($28)
