@@ -317,7 +317,7 @@ impl PtraceTarget {
         }
         let frame = match (held.code, &xstate) {
             (Code::Returning { sigreturn, .. }, Some((_, x))) => {
-                self.arch.rescue_frame(&back, x, mask).map(|f| (f, sigreturn))
+                self.arch.rescue_frame(&back, x, mask.into()).map(|f| (f, sigreturn))
             }
             _ => None,
         };
