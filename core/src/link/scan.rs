@@ -4,7 +4,7 @@ use super::Inputs;
 use super::error::{LinkError, Place};
 use super::input::Kind;
 use super::report::Messages;
-use super::resolve::{Reference, Resolver, Target};
+use super::resolve::{Reference, Resolver, Target, pc_bias};
 use super::sections::{Fate, Part};
 use crate::arch::{Expr, Howto, Reloc, Role};
 use alloc::{
@@ -117,7 +117,11 @@ impl Plan {
         if howto.expr == Expr::None || howto.role == Role::Hint {
             return Ok(());
         }
-        let target = resolver.target(object, reloc.symbol, &place, messages)?;
+        let target = match howto.expr {
+            // Whatever the symbol is called, it stands for nothing.
+            Expr::GotBasePc => Target::GotBase,
+            _ => resolver.target(object, reloc.symbol, &place, messages)?,
+        };
         let in_code = fate == Fate::Keep(Part::Code);
         let symbol = cx.objects.get(object as usize).and_then(|o| o.symbols.get(reloc.symbol as usize));
         let by_section = symbol.is_some_and(|s| s.kind == Kind::Section);
@@ -273,7 +277,7 @@ impl Plan {
     /// Sends a branch through a veneer. What the addend adds to the processor's own bias is part of the destination.
     fn divert(&mut self, cx: &Inputs<'_, '_>, item: &mut Item) -> Result<(), LinkError> {
         let bias = if item.howto.expr == Expr::PltPc || item.howto.expr == Expr::Pc {
-            cx.arch.pc_bias(item.howto, item.in_code)
+            pc_bias(item.howto, item.in_code)
         } else {
             0
         };

@@ -29,7 +29,7 @@ const REGION: Expr = Expr::Region { bits: 12, after: 4 };
 
 static ROWS: &[Howto] = &[
     Howto { align: 4, ..row(12, "R_TOY_JUMP", REGION, JUMP_FIELD, Overflow::Unsigned(10), Role::Branch) }, // R_X86_64_16
-    row(13, "R_TOY_PC16", Expr::Pc, half(0, 2), Overflow::Signed(16), Role::Branch),
+    row(13, "R_TOY_PC16", Expr::Pc, half(0u64.wrapping_sub(4), 2), Overflow::Signed(16), Role::Branch),
     row(14, "R_TOY_HI", Expr::Abs, half(0x8000, 16), Overflow::None, Role::Address), // R_X86_64_8
     row(15, "R_TOY_LO", Expr::Abs, half(0, 0), Overflow::None, Role::Address),       // R_X86_64_PC8
     row(3, "R_TOY_GOTPAGE", Expr::GotPage, half(0, 0), Overflow::Signed(16), Role::Address), // R_X86_64_GOT32
@@ -51,7 +51,7 @@ const PAGE: &[Piece] = &[Piece { value_lsb: 0, width: 48, field_lsb: 16 }];
 /// `mov eax, high; mov ecx, low; int3`: what counts are the two halves of the address.
 static VENEER: Veneer = Veneer { code: &[0xb8, 0, 0, 0, 0, 0xb9, 0, 0, 0, 0, 0xcc], relocs: &[(1, 14, 0), (6, 15, 0)] };
 
-const ARCH: Toy = Toy { rows: ROWS, veneer: Some(&VENEER), page_word: Some(200), pc_bias: Some(4), ..TOY };
+const ARCH: Toy = Toy { rows: ROWS, veneer: Some(&VENEER), page_word: Some(200), ..TOY };
 
 /// The program has a global pointer in the middle of its data.
 fn program() -> Vec<u8> {
@@ -170,8 +170,8 @@ fn a_position_independent_program_leaves_the_veneer_open() {
 
 #[test]
 fn short_branches_take_veneers_and_keep_their_bias() {
-    // The assembler's addend makes up for the processor's counting from behind the field.
-    let source = function("p", &(reloc("PC16", "near-4") + &reloc("PC16", "q-4") + &reloc("PC16", "q+4")))
+    // The row makes up for the processor's counting from behind the field.
+    let source = function("p", &(reloc("PC16", "near") + &reloc("PC16", "q") + &reloc("PC16", "q+8")))
         + &function("near", "nop");
     for (base, veneers) in [(None, 2), (Some(BASE), 2), (Some(0x41_0000), 0)] {
         let linked = toy(&source, base).unwrap();
@@ -340,7 +340,7 @@ fn who_wants_its_own_address_gets_it_from_a_veneer() {
         set_other(&mut object, name, value);
         object
     };
-    let jumps = function("p", &(reloc("16", "mate") + &reloc("PC16", "mate-4"))) + &function("mate", "nop");
+    let jumps = function("p", &(reloc("16", "mate") + &reloc("PC16", "mate"))) + &function("mate", "nop");
     let plain = object_named("p.s", &jumps, "");
     let link_all = |arch: Toy, objects: &[&[u8]], program: &[u8]| {
         let named: Vec<(String, &[u8])> = objects.iter().enumerate().map(|(i, o)| (format!("p{i}.o"), *o)).collect();
@@ -350,7 +350,7 @@ fn who_wants_its_own_address_gets_it_from_a_veneer() {
     let own = other(plain.clone(), "mate", 0x20);
     assert!(link_all(wants, &[&own], &program()).report.veneers.is_empty());
     // From another object there is a veneer, for each of the two types.
-    let caller = object_named("p.s", &function("p", &(reloc("16", "mate") + &reloc("PC16", "mate-4"))), "");
+    let caller = object_named("p.s", &function("p", &(reloc("16", "mate") + &reloc("PC16", "mate"))), "");
     let mate = object_named("m.s", &function("mate", "nop"), "");
     let direct = link_all(wants, &[&caller, &mate], &program());
     assert!(direct.report.veneers.is_empty() && !direct.package.sites[0].own_address);

@@ -15,7 +15,6 @@ pub struct Toy {
     pub veneer: Option<&'static Veneer>,
     pub page_word: Option<u32>,
     pub addend_in_slot: bool,
-    pub pc_bias: Option<i64>,
     /// What functions with this in their `st_other` (or objects with it in their `e_flags`) want.
     pub own_address: Option<u8>,
     pub compressed: Option<u8>,
@@ -28,7 +27,6 @@ pub const TOY: Toy = Toy {
     veneer: None,
     page_word: None,
     addend_in_slot: false,
-    pc_bias: None,
     own_address: None,
     compressed: None,
     abi_section: None,
@@ -65,9 +63,6 @@ impl Relocator for Toy {
     }
     fn address_word(&self) -> u32 {
         X86_64.address_word()
-    }
-    fn pc_bias(&self, howto: &Howto, in_code: bool) -> i64 {
-        self.pc_bias.unwrap_or(X86_64.pc_bias(howto, in_code && howto.field.order == Order::Data))
     }
 }
 impl TrampolineEncoder for Toy {
