@@ -96,10 +96,17 @@ guest_debian_kernel() {
 
 # A kernel from Debian's source package, for an architecture that Debian has no kernel for.
 guest_own_kernel() {
-    local dir=$1 source tree
+    local dir=$1 source tree key kept
     [ -n "$(ls /usr/src/linux-source-*.tar.xz 2>/dev/null)" ] || install linux-source "the kernel's source"
     source=$(find /usr/src -name 'linux-source-*.tar.xz' | sort -V | tail -n 1)
     [ -n "$source" ] || fail "there is no /usr/src/linux-source-*.tar.xz though linux-source is installed"
+    # The kernel takes the longest by far: it stays while its own ingredients stay.
+    key=$({ echo "$source" && stat -c %s "$source" && cat "$guests_files/$guest_kernel" && "$guest_triple-gcc" --version; } | sha256sum)
+    kept=$guests_cache/kernels/${key%% *}
+    if [ -e "$kept" ]; then
+        cp "$kept" "$dir/kernel"
+        return
+    fi
     need_commands make:make gcc:gcc bc:bc bison:bison flex:flex xz:xz-utils cpio:cpio
     say "guest $(basename "$dir"): building a kernel from $(basename "$source") (a minute or two)"
     tree=$guests_cache/linux
@@ -113,6 +120,8 @@ guest_own_kernel() {
         nice "${make[@]}" -j"$(nproc)" vmlinux >>"$dir/kernel.log" 2>&1 ||
         { tail -n 30 "$dir/kernel.log" >&2; fail "the kernel of guest $(basename "$dir") does not build"; }
     "$guest_triple-strip" -o "$dir/kernel" "$tree/vmlinux"
+    mkdir -p "$guests_cache/kernels"
+    cp "$dir/kernel" "$kept"
     rm -rf "$tree"
 }
 
@@ -149,7 +158,8 @@ guest_await() {
     done
 }
 
-# Boots the guest and saves it in the moment in which its agent waits for somebody.
+# Boots the guest and saves it in the moment in which its agent waits for somebody. It is saved while it runs, so that it runs
+# when it is restored.
 guest_save() {
     local dir=$1 name pid
     name=$(basename "$dir")
@@ -172,7 +182,7 @@ guest_save() {
         fail "guest $name does not boot"
     fi
     rm -f "$dir/state"
-    printf 'stop\nmigrate_set_parameter max-bandwidth 10G\nmigrate "exec:cat > %s.part && mv %s.part %s"\nquit\n' \
+    printf 'migrate_set_parameter max-bandwidth 10G\nmigrate "exec:cat > %s.part && mv %s.part %s"\nquit\n' \
         "$dir/state" "$dir/state" "$dir/state" >&9
     exec 9>&-
     wait "$pid" || true
@@ -182,7 +192,12 @@ guest_save() {
 
 # What a guest is made from: if that changes it is made anew.
 guest_key() {
-    { cat "$guests_repository/scripts/guests.sh" "$guests_files"/*; "$guest_qemu" --version; "$guest_triple-gcc" --version; } | sha256sum
+    {
+        declare -f guest_fields guest_debian_kernel guest_own_kernel guest_libraries guest_save prepare_guest
+        cat "$guests_files"/*
+        "$guest_qemu" --version
+        "$guest_triple-gcc" --version
+    } | sha256sum
 }
 
 guest_tools() {
