@@ -46,14 +46,14 @@ const COUNT: usize = 38;
 
 const NAMES_32: [&str; COUNT] = [
     "zero", "at", "v0", "v1", "a0", "a1", "a2", "a3", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "t7", "s0", "s1", "s2",
-    "s3", "s4", "s5", "s6", "s7", "t8", "t9", "k0", "k1", "gp", "sp", "fp", "ra", "lo", "hi", "pc", "badvaddr", "status",
-    "cause",
+    "s3", "s4", "s5", "s6", "s7", "t8", "t9", "k0", "k1", "gp", "sp", "fp", "ra", "lo", "hi", "pc", "badvaddr",
+    "status", "cause",
 ];
 
 const NAMES_64: [&str; COUNT] = [
     "zero", "at", "v0", "v1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "t0", "t1", "t2", "t3", "s0", "s1", "s2",
-    "s3", "s4", "s5", "s6", "s7", "t8", "t9", "k0", "k1", "gp", "sp", "fp", "ra", "lo", "hi", "pc", "badvaddr", "status",
-    "cause",
+    "s3", "s4", "s5", "s6", "s7", "t8", "t9", "k0", "k1", "gp", "sp", "fp", "ra", "lo", "hi", "pc", "badvaddr",
+    "status", "cause",
 ];
 
 /// DWARF numbers: the general registers have their own, 64 and 65 are the multiplier's (gcc `config/mips/mips.h`).

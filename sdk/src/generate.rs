@@ -188,7 +188,7 @@ impl<'a> Generate<'a> {
         let ident = ident_of(self.program)?;
         let arch = arch::for_ident(&ident)?;
         if let Some(asked) = self.arch
-            && asked.name() != arch.name()
+            && !arch::is_meant(asked, arch)
         {
             return Err(GenerateError::ArchMismatch { program: arch.name(), asked: asked.name() });
         }
