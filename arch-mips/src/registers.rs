@@ -25,6 +25,7 @@ mod index {
     /// Of an interrupted call: its number.
     pub(crate) const RESTART: Reg = 0;
     pub(crate) const V0: Reg = 2;
+    #[cfg(test)]
     pub(crate) const A0: Reg = 4;
     pub(crate) const A3: Reg = 7;
     pub(crate) const T9: Reg = 25;
