@@ -22,6 +22,7 @@
 //! Sources: psABI, "Relocation"; n64, "Relocation" (Elf64_Rela); entries that GNU as and GNU ld take and make.
 
 use crate::Mips;
+use crate::operands::{Set, operands};
 use crate::relocations::*;
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -224,44 +225,26 @@ fn high_by_register(raw: &RawRelocs<'_>, low: &Reloc, highs: &Highs) -> Option<i
     const FAR: usize = 0x4000;
     let from = usize::try_from(low.offset).ok()?;
     let word = |at: usize| raw.section.get(at..at + 4).map(|b| load(b, raw.endian) as u32);
-    // Bit for each register that may hold it; $0 never does.
-    let mut wanted = (1u32 << (word(from)? >> 21 & 31)) & !1;
+    // The registers that may hold it.
+    let mut wanted = Set::gpr(word(from)? >> 21);
     let mut at = from;
-    while wanted != 0 && from - at < FAR {
+    while wanted != Set::NONE && from - at < FAR {
         at = at.checked_sub(4)?;
         let insn = word(at)?;
-        let Some(set) = written(insn).filter(|r| wanted & 1 << r != 0) else { continue };
+        let set = operands(raw.is_64, insn)?.writes;
+        if !set.meets(wanted) {
+            continue;
+        }
         if let Some((_, high)) = highs.at.get(&(at as u64)).filter(|h| h.0 == low.symbol) {
             return Some(*high);
         }
-        wanted &= !(1 << set);
+        wanted = wanted.without(set);
         // addu, daddu, or (a move): the register is one of the two.
         if insn >> 26 == 0 && matches!(insn & 0x3f, 0x21 | 0x2d | 0x25) {
-            wanted |= (1 << (insn >> 21 & 31) | 1 << (insn >> 16 & 31)) & !1;
+            wanted = wanted.and(Set::gpr(insn >> 21)).and(Set::gpr(insn >> 16));
         }
     }
     None
-}
-
-/// The general register that an instruction sets, if it sets one. Sources as in `flow.rs`.
-fn written(insn: u32) -> Option<u32> {
-    let (rt, rd) = (insn >> 16 & 31, insn >> 11 & 31);
-    match (insn >> 26, insn & 0x3f) {
-        // SPECIAL: jr, syscall, break, sync, mthi, mtlo, multiplications and divisions, traps
-        (0, 0x08 | 0x0c | 0x0d | 0x0f | 0x11 | 0x13 | 0x18..=0x1f | 0x30..=0x37) => None,
-        (0, _) => Some(rd),
-        // Immediates; ldl, ldr; loads up to lwu, without stores; ll, lld, ld
-        (0x08..=0x0f | 0x18..=0x1b | 0x20..=0x27 | 0x30 | 0x34 | 0x37, _) => Some(rt),
-        // SPECIAL2: mul, clz, clo, dclz, dclo
-        (0x1c, 0x02 | 0x20 | 0x21 | 0x24 | 0x25) => Some(rd),
-        // SPECIAL3: ext, ins and their 64-bit forms, rdhwr
-        (0x1f, 0x00..=0x07 | 0x3b) => Some(rt),
-        // SPECIAL3: wsbh, seb, seh, dsbh, dshd
-        (0x1f, 0x20 | 0x24) => Some(rd),
-        // COP0 to COP2: mfc, dmfc, cfc, mfhc
-        (0x10..=0x12, _) if matches!(insn >> 21 & 31, 0..=3) => Some(rt),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@
 //! Range checks are GNU ld's, as its refusals show it.
 //!
 //! Sources: *System V ABI, MIPS RISC Processor Supplement*, 3rd edition, "Relocation"; *64-bit ELF Object File
-//! Specification*, draft 2.5, "Relocation" (n64's types, and how they combine); *MIPS TLS ABI* (<https://www.linux-mips.org>,
-//! "NPTL") for the thread-local ones.
+//! Specification*, draft 2.5, "Relocation" (n64's types, and how they combine); *MIPS TLS ABI* (<https://www.linux-mips.org/wiki/NPTL>)
+//! for the thread-local ones.
 
 use crate::Mips;
 use tigerfix_core::arch::{Expr, Howto, Relocator, Role};
