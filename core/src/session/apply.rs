@@ -132,12 +132,7 @@ fn prepare(
         Err(e) => e,
     };
     let mut undone = if held { Ok(()) } else { region::hold(target) };
-<<<<<<< HEAD
-    undone = undone.and_then(|()| region::unmap(target, arch, mapped.region, plan.region_size()));
-    if mapped.islands.1 != 0 {
-        undone = undone.and(region::unmap(target, arch, mapped.islands.0, mapped.islands.1));
-=======
-    let all = [(mapped.region, plan.record_size + plan.image_size), mapped.islands];
+    let all = [(mapped.region, plan.region_size()), mapped.islands];
     let mut stay = addresses(&all);
     if undone.is_ok() {
         for (at, size) in all.into_iter().filter(|r| r.1 != 0) {
@@ -146,7 +141,6 @@ fn prepare(
                 Err(e) => undone = undone.and(Err(e)),
             }
         }
->>>>>>> arch
     }
     Err(match (undone, region::release(target)) {
         (_, Err(cause)) => SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) },
