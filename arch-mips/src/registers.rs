@@ -25,6 +25,7 @@ mod index {
     /// Of an interrupted call: its number.
     pub(crate) const RESTART: Reg = 0;
     pub(crate) const V0: Reg = 2;
+    #[cfg(test)]
     pub(crate) const A0: Reg = 4;
     pub(crate) const A3: Reg = 7;
     pub(crate) const T9: Reg = 25;
@@ -46,14 +47,14 @@ const COUNT: usize = 38;
 
 const NAMES_32: [&str; COUNT] = [
     "zero", "at", "v0", "v1", "a0", "a1", "a2", "a3", "t0", "t1", "t2", "t3", "t4", "t5", "t6", "t7", "s0", "s1", "s2",
-    "s3", "s4", "s5", "s6", "s7", "t8", "t9", "k0", "k1", "gp", "sp", "fp", "ra", "lo", "hi", "pc", "badvaddr", "status",
-    "cause",
+    "s3", "s4", "s5", "s6", "s7", "t8", "t9", "k0", "k1", "gp", "sp", "fp", "ra", "lo", "hi", "pc", "badvaddr",
+    "status", "cause",
 ];
 
 const NAMES_64: [&str; COUNT] = [
     "zero", "at", "v0", "v1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "t0", "t1", "t2", "t3", "s0", "s1", "s2",
-    "s3", "s4", "s5", "s6", "s7", "t8", "t9", "k0", "k1", "gp", "sp", "fp", "ra", "lo", "hi", "pc", "badvaddr", "status",
-    "cause",
+    "s3", "s4", "s5", "s6", "s7", "t8", "t9", "k0", "k1", "gp", "sp", "fp", "ra", "lo", "hi", "pc", "badvaddr",
+    "status", "cause",
 ];
 
 /// DWARF numbers: the general registers have their own, 64 and 65 are the multiplier's (gcc `config/mips/mips.h`).
@@ -88,6 +89,8 @@ pub(crate) static LAYOUT_32: RegisterLayout = RegisterLayout {
     dwarf: &DWARF,
     dwarf_ra: RA as u16,
     in_delay_slot: Some((CAUSE, CAUSE_BD)),
+    gdb: &[],
+    exception: None,
 };
 
 pub(crate) static LAYOUT_64: RegisterLayout = RegisterLayout {
@@ -190,6 +193,9 @@ pub(crate) static LINUX_O32_LE: LinuxAbi = LinuxAbi {
     memfd_create: 4354,
     ftruncate: 4093,
     close: 4006,
+    openat: 4288,
+    read: 4003,
+    mprotect: 4125,
     prctl: 4192,
     rt_sigreturn: RT_SIGRETURN_O32 as u64,
     cacheflush: Some(4147),
@@ -221,6 +227,9 @@ pub(crate) static LINUX_N64_LE: LinuxAbi = LinuxAbi {
     memfd_create: 5314,
     ftruncate: 5075,
     close: 5003,
+    openat: 5247,
+    read: 5000,
+    mprotect: 5010,
     prctl: 5153,
     rt_sigreturn: RT_SIGRETURN_N64 as u64,
     cacheflush: Some(5197),

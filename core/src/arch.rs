@@ -1,7 +1,7 @@
 //! What an architecture's back end provides: tables, and a few hooks. All traits are object safe; `&self` carries the
 //! ABI variant and byte order, since one host binary serves several.
 
-use crate::field::{Endian, Field, Order, Overflow};
+use crate::field::{Endian, Field, Overflow};
 
 /// How a relocation computes its value, in the letters of the psABI documents.
 ///
@@ -190,11 +190,6 @@ pub trait Relocator {
     fn normalize(&self, raw: &RawRelocs<'_>) -> Result<alloc::vec::Vec<Reloc>, NormalizeError>;
     /// The type that stores a whole address in a data word (used for GOT slots that only a load address settles).
     fn address_word(&self) -> u32;
-    /// What the addend of a PC-relative field makes up for, because the processor counts from elsewhere than the field:
-    /// processors whose displacements are plain words count from the instruction's end.
-    fn pc_bias(&self, howto: &Howto, in_code: bool) -> i64 {
-        if in_code && howto.field.order == Order::Data { i64::from(howto.field.bytes) } else { 0 }
-    }
 }
 
 /// A short run of machine code, without an allocator.

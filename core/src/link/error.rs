@@ -619,7 +619,9 @@ impl Explain for LinkError {
             LinkError::NotPositionIndependent { .. } => "compile the patch with -fPIC",
             LinkError::SmallData { .. } => "compile the patch with -G0",
             LinkError::Overflow { .. } => "compile the patch with -fPIC, or choose another --base",
-            LinkError::BadPageSize { .. } => "firmware that has no memory protection can take 16, a system its page size",
+            LinkError::BadPageSize { .. } => {
+                "firmware that has no memory protection can take 16, a system its page size"
+            }
             LinkError::BadBase { .. } => "choose a page-aligned address that the program does not use",
             _ => return None,
         })

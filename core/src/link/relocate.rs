@@ -121,10 +121,10 @@ impl Values<'_, '_, '_> {
             },
             (Expr::GotOff | Expr::PltGotOff, _) => difference(s, self.got())
                 .map_or(Outcome::Impossible("is relative to the GOT, but the symbol is not part of the patch"), plus),
-            (Expr::GotMinus, _) => difference(self.got(), s).map_or(
-                Outcome::Impossible("is relative to the GOT, but the symbol is not part of the patch"),
-                |v| Outcome::Value(v.wrapping_sub(a as u64)),
-            ),
+            (Expr::GotMinus, _) => difference(self.got(), s)
+                .map_or(Outcome::Impossible("is relative to the GOT, but the symbol is not part of the patch"), |v| {
+                    Outcome::Value(v.wrapping_sub(a as u64))
+                }),
             (Expr::GpRel, target) => cx.small_data(target).map_or_else(Outcome::Impossible, plus),
             (Expr::Region { bits, after }, _) => match (s, p) {
                 (Where::Fixed(s), Where::Fixed(p)) => plus(s.wrapping_sub(region_start(p, bits, after))),

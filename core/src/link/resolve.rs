@@ -443,7 +443,7 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
                     Expr::Abs | Expr::GotPage => 0,
                     Expr::Got | Expr::GotPc | Expr::GotAbs if r.howto.role == Role::Got => 0,
                     // Relative to data, only a name is proof: entries of jump tables are differences of labels.
-                    Expr::Pc if r.in_code || !r.by_section => self.cx.arch.pc_bias(r.howto, r.in_code),
+                    Expr::Pc if r.in_code || !r.by_section => pc_bias(r.howto, r.in_code),
                     _ => return unchanged,
                 };
                 let Some(delta) = r.addend.checked_add(bias) else { return unchanged };
@@ -469,4 +469,10 @@ pub(super) struct Reference {
     pub by_anchor: bool,
     /// The field is part of an instruction.
     pub in_code: bool,
+}
+
+/// What the addend of a PC-relative field in code has to make up for: processors whose displacements are plain words
+/// count from the instruction's end; those whose displacements are bits of an instruction word have it in the row.
+pub(super) fn pc_bias(howto: &Howto, in_code: bool) -> i64 {
+    if in_code && howto.field.order == Order::Data { i64::from(howto.field.bytes) } else { 0 }
 }

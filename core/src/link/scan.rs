@@ -4,7 +4,7 @@ use super::Inputs;
 use super::error::{LinkError, Place};
 use super::input::Kind;
 use super::report::Messages;
-use super::resolve::{Reference, Resolver, Target};
+use super::resolve::{Reference, Resolver, Target, pc_bias};
 use super::sections::{Fate, Part};
 use crate::arch::{Expr, Howto, Reloc, Role};
 use alloc::{
@@ -117,7 +117,11 @@ impl Plan {
         if howto.expr == Expr::None || howto.role == Role::Hint {
             return Ok(());
         }
-        let target = resolver.target(object, reloc.symbol, &place, messages)?;
+        let target = match howto.expr {
+            // Whatever the symbol is called, it stands for nothing.
+            Expr::GotBasePc => Target::GotBase,
+            _ => resolver.target(object, reloc.symbol, &place, messages)?,
+        };
         let in_code = fate == Fate::Keep(Part::Code);
         let symbol = cx.objects.get(object as usize).and_then(|o| o.symbols.get(reloc.symbol as usize));
         let by_section = symbol.is_some_and(|s| s.kind == Kind::Section);
@@ -167,18 +171,14 @@ impl Plan {
         match (item.howto.expr, item.target) {
             // Every module of a process may ask for its own TLS block, so a shared library's would be needed here.
             (
-                Expr::GotTlsLdPc
-                | Expr::GotTlsGdPc
-                | Expr::GotTpOffPc
-                | Expr::GotTpOff
-                | Expr::TpOff
-                | Expr::DtpOff,
+                Expr::GotTlsLdPc | Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff,
                 _,
             ) if cx.program.library => {
                 Err(tls("it is a shared library's, and its place differs from process to process"))
             }
             (Expr::GotTlsLdPc, _) => Ok(()),
-            (Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff, target) => match target {
+            (Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff, target) => match target
+            {
                 Target::Tls(_) if cx.program.tls.is_some() => Ok(()),
                 Target::Tls(_) => Err(tls("the program has no TLS segment")),
                 Target::Import(_) => Err(tls("another module defines it")),
@@ -222,12 +222,19 @@ impl Plan {
 
     fn wants(&mut self, cx: &Inputs<'_, '_>, item: &mut Item) -> Result<(), LinkError> {
         let name = || cx.symbol_name(item.object, item.symbol);
+        if item.howto.expr == Expr::GotPage && cx.arch.page_word().is_none() {
+            return Err(LinkError::UnsupportedRelocation {
+                name: String::from(item.howto.name),
+                symbol: name(),
+                place: Box::new(cx.place(item.object, item.section, item.offset)),
+            });
+        }
         // What is behind the symbol is either the slot's business or that of the reference to the slot.
         let inside = cx.arch.addend_in_slot() || item.howto.expr == Expr::GotPage;
         let delta = if inside { item.addend } else { 0 };
         let slot = match (item.howto.expr, item.target) {
             (Expr::Got | Expr::GotPc | Expr::GotAbs, t) => Some(Slot::Address(t, delta)),
-            (Expr::GotPage, t) if cx.arch.page_word().is_some() => Some(Slot::Page(t, delta)),
+            (Expr::GotPage, t) => Some(Slot::Page(t, delta)),
             (Expr::GotTpOffPc | Expr::GotTpOff, Target::Tls(v)) => Some(Slot::TpOffset(v.wrapping_add_signed(delta))),
             (Expr::GotTlsGdPc, Target::Tls(v)) => Some(Slot::Module(Some(v.wrapping_add_signed(delta)))),
             (Expr::GotTlsLdPc, _) => Some(Slot::Module(None)),
@@ -270,7 +277,7 @@ impl Plan {
     /// Sends a branch through a veneer. What the addend adds to the processor's own bias is part of the destination.
     fn divert(&mut self, cx: &Inputs<'_, '_>, item: &mut Item) -> Result<(), LinkError> {
         let bias = if item.howto.expr == Expr::PltPc || item.howto.expr == Expr::Pc {
-            cx.arch.pc_bias(item.howto, item.in_code)
+            pc_bias(item.howto, item.in_code)
         } else {
             0
         };
@@ -367,7 +374,9 @@ impl Inputs<'_, '_> {
         match target {
             Target::Program(at) => Ok(at.0.wrapping_sub(gp)),
             Target::Absolute(v) if program.fixed => Ok(v.wrapping_sub(gp)),
-            Target::Spot(_) | Target::Common(_) => Err("counts from the program's global pointer, and the patch is far from it"),
+            Target::Spot(_) | Target::Common(_) => {
+                Err("counts from the program's global pointer, and the patch is far from it")
+            }
             _ => Err("counts from the program's global pointer, and the symbol is not the program's"),
         }
     }
