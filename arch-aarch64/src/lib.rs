@@ -77,7 +77,7 @@ impl Arch for Aarch64 {
         if st_other & STO_VARIANT_PCS != 0 {
             return Err("follows a variant of the procedure call standard (vector or SVE functions)");
         }
-        if value % 4 != 0 {
+        if !value.is_multiple_of(4) {
             return Err("does not lie at a multiple of 4, where instructions are");
         }
         Ok(())

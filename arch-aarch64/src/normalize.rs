@@ -1,8 +1,7 @@
 //! Relocation entries as the file has them, made neutral.
 //!
-//! Odd in this psABI: the document allows REL sections too, with addends in the instructions ("AArch64 ELF file may contain
-//! REL and RELA"), and fixes for each type how such an addend is read. No LP64 tool has ever written them, and most
-//! fields have room for less than an addend, so a SHT_REL section is refused rather than guessed at. Relocations that mean
+//! Odd in this psABI: the document allows REL sections too ("a binary file may use REL or RELA relocations or a mixture
+//! of the two"), and says how addends are read from instructions. No LP64 tool writes them, so they are refused. Relocations that mean
 //! a GOT slot have no addend ("must have a zero addend"), and several of one place are composed; no compiler does either.
 //!
 //! Source: AAELF64, "Relocation", "Addends and PC-bias"; gABI, "Relocation" (`ELF64_R_SYM`, `ELF64_R_TYPE`).
@@ -10,7 +9,7 @@
 use crate::Aarch64;
 use alloc::vec::Vec;
 use tigerfix_core::arch::{Expr, NormalizeError, RawRelocs, Reloc, Relocator};
-use tigerfix_core::field::{Endian, Order, load};
+use tigerfix_core::field::{Endian, load};
 
 /// Size of `Elf64_Rela`: r_offset, r_info, r_addend of 8 bytes each.
 const ENTRY: usize = 24;
@@ -61,7 +60,7 @@ fn takes_no_addend(r_type: u32) -> bool {
                 | Expr::GotTpOffPc
                 | Expr::GotTpOffPagePc { .. }
                 | Expr::GotTpOffPageOffset { .. }
-        ) || h.expr == Expr::GotPc && h.field.order == Order::Insn
+        ) || h.expr == Expr::GotPc && h.align > 1
     })
 }
 

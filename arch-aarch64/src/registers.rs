@@ -190,7 +190,8 @@ mod tests {
     fn code_is_what_it_says() {
         use crate::trampoline::tests::text;
         assert_eq!(text(LINUX.syscall_insn, 0), "svc #0");
-        let all: std::vec::Vec<_> = LINUX.syscall_return.iter().chain(LINUX.sigreturn_code).map(|c| text(c, 0)).collect();
+        let all: std::vec::Vec<_> =
+            LINUX.syscall_return.iter().chain(LINUX.sigreturn_code).map(|c| text(c, 0)).collect();
         assert_eq!(all, ["svc #0; ret", "mov x8, #0x8b; svc #0", "mov w8, #0x8b; svc #0"]);
         assert!(LINUX.syscall_return.iter().all(|c| c.starts_with(LINUX.syscall_insn)));
         use tigerfix_core::arch::Arch;

@@ -36,6 +36,11 @@ const fn insn(rshift: u8, pieces: &'static [Piece]) -> Field {
     Field { bytes: 4, order: Order::Insn, round: 0, rshift, pieces, opcode: Opcode::Keep }
 }
 
+/// A word that counts from its own place, also where it lies in code: in the order of instructions, which is that of data.
+const fn relative(bytes: u8) -> Field {
+    Field { order: Order::Insn, ..Field::data(bytes) }
+}
+
 /// `movz` or `movn`, by the value's sign; bit 30 tells them apart.
 const fn movnz(rshift: u8) -> Field {
     Field { opcode: Opcode::Sign { bit: 30 }, ..insn(rshift, IMM16) }
@@ -89,28 +94,28 @@ const ROWS: [Row; 75] = {
         (ABS64, Abs, Field::data(8), ANY, 1, Address),
         (258, Abs, Field::data(4), Bitfield(32), 1, Address), // ABS32
         (259, Abs, Field::data(2), Bitfield(16), 1, Address), // ABS16
-        (260, Pc, Field::data(8), ANY, 1, Address),           // PREL64
-        (261, Pc, Field::data(4), Signed(32), 1, Address),    // PREL32
-        (262, Pc, Field::data(2), Signed(16), 1, Address),    // PREL16
+        (260, Pc, relative(8), ANY, 1, Address),              // PREL64
+        (261, Pc, relative(4), Signed(32), 1, Address),       // PREL32
+        (262, Pc, relative(2), Signed(16), 1, Address),       // PREL16
         // movz, movk of an address
-        (263, Abs, insn(0, IMM16), Unsigned(16), 1, Address),  // MOVW_UABS_G0
-        (264, Abs, insn(0, IMM16), ANY, 1, Address),           // ..._NC
+        (263, Abs, insn(0, IMM16), Unsigned(16), 1, Address), // MOVW_UABS_G0
+        (264, Abs, insn(0, IMM16), ANY, 1, Address),          // ..._NC
         (265, Abs, insn(16, IMM16), Unsigned(16), 1, Address), // MOVW_UABS_G1
-        (266, Abs, insn(16, IMM16), ANY, 1, Address),          // ..._NC
+        (266, Abs, insn(16, IMM16), ANY, 1, Address),         // ..._NC
         (267, Abs, insn(32, IMM16), Unsigned(16), 1, Address), // MOVW_UABS_G2
-        (268, Abs, insn(32, IMM16), ANY, 1, Address),          // ..._NC
-        (269, Abs, insn(48, IMM16), ANY, 1, Address),          // MOVW_UABS_G3
+        (268, Abs, insn(32, IMM16), ANY, 1, Address),         // ..._NC
+        (269, Abs, insn(48, IMM16), ANY, 1, Address),         // MOVW_UABS_G3
         // movz or movn
         (270, Abs, movnz(0), Signed(17), 1, Address),  // MOVW_SABS_G0
         (271, Abs, movnz(16), Signed(17), 1, Address), // MOVW_SABS_G1
         (272, Abs, movnz(32), Signed(17), 1, Address), // MOVW_SABS_G2
         // addresses near the instruction
-        (273, Pc, insn(2, IMM19), Signed(19), 4, Address),      // LD_PREL_LO19
-        (274, Pc, insn(0, IMM21), Signed(21), 1, Address),      // ADR_PREL_LO21
+        (273, Pc, insn(2, IMM19), Signed(19), 4, Address), // LD_PREL_LO19
+        (274, Pc, insn(0, IMM21), Signed(21), 1, Address), // ADR_PREL_LO21
         (275, PAGE_PC, insn(12, IMM21), Signed(21), 1, Address), // ADR_PREL_PG_HI21
-        (276, PAGE_PC, insn(12, IMM21), ANY, 1, Address),       // ..._NC
-        (277, PAGE_OFFSET, insn(0, IMM12), ANY, 1, Address),    // ADD_ABS_LO12_NC
-        (278, PAGE_OFFSET, insn(0, IMM12), ANY, 1, Address),    // LDST8_ABS_LO12_NC
+        (276, PAGE_PC, insn(12, IMM21), ANY, 1, Address),  // ..._NC
+        (277, PAGE_OFFSET, insn(0, IMM12), ANY, 1, Address), // ADD_ABS_LO12_NC
+        (278, PAGE_OFFSET, insn(0, IMM12), ANY, 1, Address), // LDST8_ABS_LO12_NC
         // branches
         (279, Pc, insn(2, IMM14), Signed(14), 4, Own),       // TSTBR14
         (280, Pc, insn(2, IMM19), Signed(19), 4, Own),       // CONDBR19
@@ -120,45 +125,45 @@ const ROWS: [Row; 75] = {
         (285, PAGE_OFFSET, insn(2, IMM10), ANY, 4, Address), // LDST32_ABS_LO12_NC
         (286, PAGE_OFFSET, insn(3, IMM9), ANY, 8, Address),  // LDST64_ABS_LO12_NC
         // movz, movn, movk of a distance
-        (287, Pc, movnz(0), Signed(17), 1, Address),   // MOVW_PREL_G0
-        (288, Pc, insn(0, IMM16), ANY, 1, Address),    // ..._NC
-        (289, Pc, movnz(16), Signed(17), 1, Address),  // MOVW_PREL_G1
-        (290, Pc, insn(16, IMM16), ANY, 1, Address),   // ..._NC
-        (291, Pc, movnz(32), Signed(17), 1, Address),  // MOVW_PREL_G2
-        (292, Pc, insn(32, IMM16), ANY, 1, Address),   // ..._NC
-        (293, Pc, movnz(48), ANY, 1, Address),         // MOVW_PREL_G3
+        (287, Pc, movnz(0), Signed(17), 1, Address),         // MOVW_PREL_G0
+        (288, Pc, insn(0, IMM16), ANY, 1, Address),          // ..._NC
+        (289, Pc, movnz(16), Signed(17), 1, Address),        // MOVW_PREL_G1
+        (290, Pc, insn(16, IMM16), ANY, 1, Address),         // ..._NC
+        (291, Pc, movnz(32), Signed(17), 1, Address),        // MOVW_PREL_G2
+        (292, Pc, insn(32, IMM16), ANY, 1, Address),         // ..._NC
+        (293, Pc, movnz(48), ANY, 1, Address),               // MOVW_PREL_G3
         (299, PAGE_OFFSET, insn(4, IMM8), ANY, 16, Address), // LDST128_ABS_LO12_NC
         // the GOT
-        (307, GotOff, Field::data(8), ANY, 1, Address),        // GOTREL64
-        (308, GotOff, Field::data(4), Signed(32), 1, Address), // GOTREL32
-        (309, GotPc, insn(2, IMM19), Signed(19), 4, Got),      // GOT_LD_PREL19
+        (307, GotOff, Field::data(8), ANY, 1, Address),         // GOTREL64
+        (308, GotOff, Field::data(4), Signed(32), 1, Address),  // GOTREL32
+        (309, GotPc, insn(2, IMM19), Signed(19), 4, Got),       // GOT_LD_PREL19
         (310, Expr::Got, insn(3, IMM12), Unsigned(12), 8, Got), // LD64_GOTOFF_LO15
         (ADR_GOT_PAGE, GotPagePc { bits: BITS }, insn(12, IMM21), Signed(21), 1, Got),
         (LD64_GOT_LO12_NC, GotPageOffset { bits: BITS }, insn(3, IMM9), ANY, 8, Got),
         (313, GotFromPage { bits: BITS }, insn(3, IMM12), Unsigned(12), 8, Got), // LD64_GOTPAGE_LO15
-        (314, PltPc, Field::data(4), Signed(32), 1, Branch),   // PLT32
-        (315, GotPc, Field::data(4), Signed(32), 1, Got),      // GOTPCREL32
+        (314, PltPc, relative(4), Signed(32), 1, Branch),                        // PLT32
+        (315, GotPc, relative(4), Signed(32), 1, Got),                           // GOTPCREL32
         // thread-local variables, offset in a GOT slot
         (541, GotTpOffPagePc { bits: BITS }, insn(12, IMM21), Signed(21), 1, Tls), // TLSIE_ADR_GOTTPREL_PAGE21
-        (542, GotTpOffPageOffset { bits: BITS }, insn(3, IMM9), ANY, 8, Tls), // TLSIE_LD64_GOTTPREL_LO12_NC
-        (543, GotTpOffPc, insn(2, IMM19), Signed(19), 4, Tls), // TLSIE_LD_GOTTPREL_PREL19
+        (542, GotTpOffPageOffset { bits: BITS }, insn(3, IMM9), ANY, 8, Tls),      // TLSIE_LD64_GOTTPREL_LO12_NC
+        (543, GotTpOffPc, insn(2, IMM19), Signed(19), 4, Tls),                     // TLSIE_LD_GOTTPREL_PREL19
         // thread-local variables, offset in the instruction
-        (544, TpOff, movnz(32), Signed(17), 1, Tls),          // TLSLE_MOVW_TPREL_G2
-        (545, TpOff, movnz(16), Signed(17), 1, Tls),          // TLSLE_MOVW_TPREL_G1
-        (546, TpOff, insn(16, IMM16), ANY, 1, Tls),           // ..._NC
-        (547, TpOff, movnz(0), Signed(17), 1, Tls),           // TLSLE_MOVW_TPREL_G0
-        (548, TpOff, insn(0, IMM16), ANY, 1, Tls),            // ..._NC
-        (549, TpOff, insn(12, IMM12), Unsigned(12), 1, Tls),  // TLSLE_ADD_TPREL_HI12
-        (550, TpOff, insn(0, IMM12), Unsigned(12), 1, Tls),   // TLSLE_ADD_TPREL_LO12
-        (551, TpOff, insn(0, IMM12), ANY, 1, Tls),            // ..._NC
-        (552, TpOff, insn(0, IMM12), Unsigned(12), 1, Tls),   // TLSLE_LDST8_TPREL_LO12
-        (553, TpOff, insn(0, IMM12), ANY, 1, Tls),            // ..._NC
-        (554, TpOff, insn(1, IMM11), Unsigned(11), 2, Tls),   // TLSLE_LDST16_TPREL_LO12
-        (555, TpOff, insn(1, IMM11), ANY, 2, Tls),            // ..._NC
-        (556, TpOff, insn(2, IMM10), Unsigned(10), 4, Tls),   // TLSLE_LDST32_TPREL_LO12
-        (557, TpOff, insn(2, IMM10), ANY, 4, Tls),            // ..._NC
-        (558, TpOff, insn(3, IMM9), Unsigned(9), 8, Tls),     // TLSLE_LDST64_TPREL_LO12
-        (559, TpOff, insn(3, IMM9), ANY, 8, Tls),             // ..._NC
+        (544, TpOff, movnz(32), Signed(17), 1, Tls), // TLSLE_MOVW_TPREL_G2
+        (545, TpOff, movnz(16), Signed(17), 1, Tls), // TLSLE_MOVW_TPREL_G1
+        (546, TpOff, insn(16, IMM16), ANY, 1, Tls),  // ..._NC
+        (547, TpOff, movnz(0), Signed(17), 1, Tls),  // TLSLE_MOVW_TPREL_G0
+        (548, TpOff, insn(0, IMM16), ANY, 1, Tls),   // ..._NC
+        (549, TpOff, insn(12, IMM12), Unsigned(12), 1, Tls), // TLSLE_ADD_TPREL_HI12
+        (550, TpOff, insn(0, IMM12), Unsigned(12), 1, Tls), // TLSLE_ADD_TPREL_LO12
+        (551, TpOff, insn(0, IMM12), ANY, 1, Tls),   // ..._NC
+        (552, TpOff, insn(0, IMM12), Unsigned(12), 1, Tls), // TLSLE_LDST8_TPREL_LO12
+        (553, TpOff, insn(0, IMM12), ANY, 1, Tls),   // ..._NC
+        (554, TpOff, insn(1, IMM11), Unsigned(11), 2, Tls), // TLSLE_LDST16_TPREL_LO12
+        (555, TpOff, insn(1, IMM11), ANY, 2, Tls),   // ..._NC
+        (556, TpOff, insn(2, IMM10), Unsigned(10), 4, Tls), // TLSLE_LDST32_TPREL_LO12
+        (557, TpOff, insn(2, IMM10), ANY, 4, Tls),   // ..._NC
+        (558, TpOff, insn(3, IMM9), Unsigned(9), 8, Tls), // TLSLE_LDST64_TPREL_LO12
+        (559, TpOff, insn(3, IMM9), ANY, 8, Tls),    // ..._NC
         // descriptors (of the sequences that compilers make for small and tiny code), replaced by movz, movk, nop, nop
         (560, TpOff, instead(MOVZ_X0_LSL_16, 16, IMM16), Unsigned(16), 1, Tls), // TLSDESC_LD_PREL19
         (561, TpOff, instead(MOVK_X0, 0, IMM16), ANY, 1, Tls),                  // TLSDESC_ADR_PREL21
@@ -373,11 +378,6 @@ impl Relocator for Aarch64 {
     fn address_word(&self) -> u32 {
         ABS64
     }
-
-    /// "There is no PC bias to accommodate" (AAELF64, "Addends and PC-bias").
-    fn pc_bias(&self, _howto: &Howto, _in_code: bool) -> i64 {
-        0
-    }
 }
 
 #[cfg(test)]
@@ -484,7 +484,7 @@ mod tests {
             }
             if h.align > 1 {
                 assert_eq!(i64::from(h.align), step);
-                let bad = max + 1 - step / 2;
+                let bad = max + step / 2;
                 assert!(matches!(put(h, bad), Err(FieldError::Misaligned { .. })), "{name} {bad:#x}");
             }
         }

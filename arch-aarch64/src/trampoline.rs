@@ -554,7 +554,7 @@ pub(crate) mod tests {
 
     #[test]
     fn padding_takes_whole_words_of_nothing() {
-        for (insn, asm) in [(NOP, "nop"), (BRK_1, "brk #0x1"), (UDF_0, "udf #0")] {
+        for (insn, asm) in [(NOP, "nop"), (BRK_1, "brk #1"), (UDF_0, "udf #0")] {
             assert_eq!(text(&insn.to_le_bytes(), 0), asm);
             assert_eq!(Aarch64.padding_len(&insn.to_le_bytes()), 4);
             assert_eq!(Aarch64.padding_len(&insn.to_le_bytes()[..3]), 0, "cut off");

@@ -73,7 +73,14 @@ pub(crate) const PAGE_WORD_64: u32 = composite(ABS64, GOT_PAGE, NONE);
 
 /// The lower `width` bits of an instruction word, after rounding and a shift.
 const fn imm(width: u8, round: u64, rshift: u8) -> Field {
-    Field { bytes: 4, order: Order::Insn, round, rshift, pieces: if width == 26 { LOW_26 } else { LOW_16 } }
+    Field {
+        bytes: 4,
+        order: Order::Insn,
+        round,
+        rshift,
+        pieces: if width == 26 { LOW_26 } else { LOW_16 },
+        ..Field::NONE
+    }
 }
 
 const LOW_16: &[Piece] = &[Piece { value_lsb: 0, width: 16, field_lsb: 0 }];
@@ -89,7 +96,7 @@ const BRANCH_FIELD: Field = imm(16, 0u64.wrapping_sub(4), 2);
 
 /// A data word of which the lower 16 bits stay 0 and the others are rounded to the nearest page.
 const fn page(bytes: u8, pieces: &'static [Piece]) -> Field {
-    Field { bytes, order: Order::Data, round: 0x8000, rshift: 16, pieces }
+    Field { bytes, order: Order::Data, round: 0x8000, rshift: 16, pieces, ..Field::NONE }
 }
 
 const fn row(r_type: u32, expr: Expr, field: Field, overflow: Overflow, role: Role) -> Howto {

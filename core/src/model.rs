@@ -93,8 +93,8 @@ pub struct PackageSymbol {
 pub struct Residue {
     /// Offset of the field in the image.
     pub offset: u64,
-    /// psABI relocation type; the back end's `Howto` writes it. Its expression is `Abs`, `Pc`, `PltPc` or
-    /// `Region`, and `PltPc` is settled like `Pc` (see [`crate::relocate::settle`]).
+    /// psABI relocation type; the back end's `Howto` writes it. Its expression is `Abs`, `Pc`, `PltPc`, `PagePc`
+    /// or `Region`, and `PltPc` is settled like `Pc` (see [`crate::relocate::settle`]).
     pub r_type: u32,
     /// Index into [`Package::symbols`].
     pub symbol: u32,

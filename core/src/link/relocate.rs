@@ -6,7 +6,8 @@ use super::layout::Layout;
 use super::resolve::{Resolver, Target};
 use super::scan::{Item, Plan, Slot, VeneerPlan};
 use super::symbols::Symbols;
-use crate::arch::{Expr, Howto, region_start};
+use crate::addr::LinkAddr;
+use crate::arch::{Expr, Howto, page_start, region_start};
 use crate::field::{FieldError, store};
 use crate::model::Residue;
 use crate::relocate::put;
@@ -93,6 +94,19 @@ impl Values<'_, '_, '_> {
             _ => None,
         };
         let plus = |v: u64| Outcome::Value(v.wrapping_add_signed(a));
+        // Images and programs are moved by whole pages: differences of pages are known like those of addresses.
+        let pages = |to: Where, bits: u8| {
+            let page = |w: Where, a: i64| match w {
+                Where::Image(v) => Where::Image(page_start(v.wrapping_add_signed(a), bits)),
+                Where::Fixed(v) => Where::Fixed(page_start(v.wrapping_add_signed(a), bits)),
+                Where::Later => Where::Later,
+            };
+            difference(page(to, a), page(p, 0))
+        };
+        let page_offset = |v: u64, bits: u8| {
+            let v = v.wrapping_add_signed(a);
+            Outcome::Value(v.wrapping_sub(page_start(v, bits)))
+        };
         let slot = || item.slot.map(|i| self.image(self.layout.slot(i)));
         // The image is one piece, so differences inside it are always known.
         const LOST: Outcome = Outcome::Impossible("can't be settled");
@@ -112,6 +126,29 @@ impl Values<'_, '_, '_> {
                     Outcome::Impossible("is relative, but the symbol is a fixed address")
                 }
                 None => Outcome::Residue,
+            },
+            (Expr::PagePc { bits }, target) => match pages(s, bits) {
+                Some(v) => Outcome::Value(v),
+                None if matches!(target, Target::Absolute(_)) => {
+                    Outcome::Impossible("is relative, but the symbol is a fixed address")
+                }
+                None => Outcome::Residue,
+            },
+            (Expr::PageOffset { bits }, target) => match (s, target) {
+                (Where::Fixed(v) | Where::Image(v), _) | (_, Target::Program(LinkAddr(v))) => page_offset(v, bits),
+                _ => LOST,
+            },
+            (Expr::GotPagePc { bits } | Expr::GotTpOffPagePc { bits }, _) => {
+                slot().and_then(|g| pages(g, bits)).map_or(LOST, Outcome::Value)
+            }
+            (Expr::GotPageOffset { bits } | Expr::GotTpOffPageOffset { bits }, _) => match slot() {
+                Some(Where::Fixed(v) | Where::Image(v)) => page_offset(v, bits),
+                _ => LOST,
+            },
+            (Expr::GotFromPage { bits }, _) => match self.got() {
+                Where::Image(v) => inside(Where::Image(page_start(v, bits))),
+                Where::Fixed(v) => inside(Where::Fixed(page_start(v, bits))),
+                Where::Later => LOST,
             },
             (Expr::GotPc | Expr::GotTpOffPc | Expr::GotTlsGdPc | Expr::GotTlsLdPc, _) => inside(p),
             (Expr::Got | Expr::GotPage | Expr::GotTpOff, _) => inside(self.got()),

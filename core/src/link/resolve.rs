@@ -440,7 +440,7 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             (Role::Address | Role::Got, Target::Spot(spot)) => {
                 let bias = match r.howto.expr {
                     // The parts of an address that is put together must all go to the same place.
-                    Expr::Abs | Expr::GotPage => 0,
+                    Expr::Abs | Expr::PagePc { .. } | Expr::PageOffset { .. } | Expr::GotPage => 0,
                     Expr::Got | Expr::GotPc | Expr::GotAbs if r.howto.role == Role::Got => 0,
                     // Relative to data, only a name is proof: entries of jump tables are differences of labels.
                     Expr::Pc if r.in_code || !r.by_section => pc_bias(r.howto, r.in_code),

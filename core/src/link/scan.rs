@@ -171,14 +171,29 @@ impl Plan {
         match (item.howto.expr, item.target) {
             // Every module of a process may ask for its own TLS block, so a shared library's would be needed here.
             (
-                Expr::GotTlsLdPc | Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff,
+                Expr::GotTlsLdPc
+                | Expr::GotTlsGdPc
+                | Expr::GotTpOffPc
+                | Expr::GotTpOff
+                | Expr::GotTpOffPagePc { .. }
+                | Expr::GotTpOffPageOffset { .. }
+                | Expr::TpOff
+                | Expr::DtpOff,
                 _,
             ) if cx.program.library => {
                 Err(tls("it is a shared library's, and its place differs from process to process"))
             }
             (Expr::GotTlsLdPc, _) => Ok(()),
-            (Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff, target) => match target
-            {
+            (
+                Expr::GotTlsGdPc
+                | Expr::GotTpOffPc
+                | Expr::GotTpOff
+                | Expr::GotTpOffPagePc { .. }
+                | Expr::GotTpOffPageOffset { .. }
+                | Expr::TpOff
+                | Expr::DtpOff,
+                target,
+            ) => match target {
                 Target::Tls(_) if cx.program.tls.is_some() => Ok(()),
                 Target::Tls(_) => Err(tls("the program has no TLS segment")),
                 Target::Import(_) => Err(tls("another module defines it")),
@@ -207,10 +222,10 @@ impl Plan {
                     why,
                 }),
             },
-            (Expr::Pc | Expr::GotOff, Target::Import(_)) => {
+            (Expr::Pc | Expr::PagePc { .. } | Expr::PageOffset { .. } | Expr::GotOff, Target::Import(_)) => {
                 absolute("must be near, but another module defines the symbol, anywhere in memory")
             }
-            (Expr::Pc | Expr::GotOff, Target::Ifunc(_)) => {
+            (Expr::Pc | Expr::PagePc { .. } | Expr::PageOffset { .. } | Expr::GotOff, Target::Ifunc(_)) => {
                 absolute("must be settled, but the symbol's address is chosen at start (IFUNC)")
             }
             (Expr::Abs, Target::Import(_)) if cx.is_narrow(item.howto) => {
@@ -233,9 +248,20 @@ impl Plan {
         let inside = cx.arch.addend_in_slot() || item.howto.expr == Expr::GotPage;
         let delta = if inside { item.addend } else { 0 };
         let slot = match (item.howto.expr, item.target) {
-            (Expr::Got | Expr::GotPc | Expr::GotAbs, t) => Some(Slot::Address(t, delta)),
+            (
+                Expr::Got
+                | Expr::GotPc
+                | Expr::GotAbs
+                | Expr::GotPagePc { .. }
+                | Expr::GotPageOffset { .. }
+                | Expr::GotFromPage { .. },
+                t,
+            ) => Some(Slot::Address(t, delta)),
             (Expr::GotPage, t) => Some(Slot::Page(t, delta)),
-            (Expr::GotTpOffPc | Expr::GotTpOff, Target::Tls(v)) => Some(Slot::TpOffset(v.wrapping_add_signed(delta))),
+            (
+                Expr::GotTpOffPc | Expr::GotTpOff | Expr::GotTpOffPagePc { .. } | Expr::GotTpOffPageOffset { .. },
+                Target::Tls(v),
+            ) => Some(Slot::TpOffset(v.wrapping_add_signed(delta))),
             (Expr::GotTlsGdPc, Target::Tls(v)) => Some(Slot::Module(Some(v.wrapping_add_signed(delta)))),
             (Expr::GotTlsLdPc, _) => Some(Slot::Module(None)),
             _ => None,

@@ -575,7 +575,12 @@ fn image_range(
     for r in &package.residue {
         let howto = arch
             .howto(r.r_type)
-            .filter(|h| matches!(h.expr, Expr::Abs | Expr::Pc | Expr::PltPc | Expr::Region { .. } | Expr::None))
+            .filter(|h| {
+                matches!(
+                    h.expr,
+                    Expr::Abs | Expr::Pc | Expr::PltPc | Expr::PagePc { .. } | Expr::Region { .. } | Expr::None
+                )
+            })
             .ok_or(SessionError::UnknownResidue { r_type: r.r_type, offset: r.offset })?;
         let Some((min, max)) = scaled_bounds(howto.overflow, howto.field.rshift) else { continue };
         let (a, off) = (i128::from(r.addend), i128::from(r.offset));
@@ -587,6 +592,11 @@ fn image_range(
             (Expr::Pc | Expr::PltPc, Value::Address(s)) => {
                 let s = i128::from(s.0) + a - off;
                 StartRange { low: s - max, high: s - min }
+            }
+            // The distance of the pages is less than a page longer or shorter than that of what they hold.
+            (Expr::PagePc { bits }, Value::Address(s)) => {
+                let (s, page) = (i128::from(s.0) + a - off, (1i128 << bits) - 1);
+                StartRange { low: s - max + page, high: s - min - page }
             }
             (Expr::Region { bits, after }, Value::Image(o)) => {
                 together = Together::with(together, bits, off + i128::from(after), i128::from(o) + a);

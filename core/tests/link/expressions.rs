@@ -18,7 +18,7 @@ const fn row(r_type: u32, name: &'static str, expr: Expr, field: Field, overflow
 }
 
 const fn half(round: u64, rshift: u8) -> Field {
-    Field { bytes: 4, order: Order::Insn, round, rshift, pieces: LOW_16 }
+    Field { bytes: 4, order: Order::Insn, round, rshift, pieces: LOW_16, ..Field::NONE }
 }
 
 const WORD: Field = Field { order: Order::Insn, ..Field::data(4) };
