@@ -98,7 +98,8 @@ fn registers(set: u64, names: &'static [&'static str]) -> Vec<&'static str> {
 
 /// Registers that a trampoline itself may change.
 fn jump_clobbers(listing: &Listing<'_>, judged: &Judged, names: &[&str]) -> u64 {
-    let fits = listing.arch.forms().iter().filter(|f| f.len <= judged.figures.window);
+    let arch = listing.arch;
+    let fits = arch.forms().iter().filter(|f| f.len <= judged.figures.window && arch.suits(f, &judged.expected));
     let clobbered = fits.flat_map(|f| f.clobbers).filter_map(|c| names.iter().take(64).position(|n| n == c));
     clobbered.fold(0, |set, bit| set | 1 << bit)
 }

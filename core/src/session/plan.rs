@@ -201,7 +201,7 @@ pub fn plan(
 
     let mut sites = Vec::new();
     for s in &package.sites {
-        sites.push(plan_site(target, &module, &inspected.records, s, &forms, options)?);
+        sites.push(plan_site(target, arch, &module, &inspected.records, s, &forms, options)?);
     }
     let (values, imports) = bind(target, &inspected.modules, &module, package)?;
 
@@ -239,6 +239,7 @@ pub fn plan(
             let Some(site) = package.sites.iter().find(|x| x.old == s.function) else { continue };
             let far = forms.iter().find(|f| {
                 f.len <= site.window
+                    && arch.suits(f, &site.expected)
                     && (f.own_address || !site.own_address)
                     && (f.via == Via::NearIsland || f.reach == Reach::Anywhere && f.landing_reach == Reach::Anywhere)
             });
@@ -393,6 +394,7 @@ pub(super) fn overlay(expected: &mut [u8], at: RunAddr, records: &[Record]) {
 
 fn plan_site(
     target: &mut dyn Target,
+    arch: &dyn Arch,
     module: &Module,
     records: &[Record],
     site: &Site,
@@ -418,6 +420,7 @@ fn plan_site(
         f.len <= site.window
             && usize::from(f.len) <= SITE_BYTES
             && (f.align <= 1 || at.0.is_multiple_of(u64::from(f.align)))
+            && arch.suits(f, &site.expected)
     };
     let provides = |f: &&&'static JumpForm| fits(f) && (f.own_address || !site.own_address);
     let Some(form) = forms.iter().find(provides).copied() else {
