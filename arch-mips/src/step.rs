@@ -217,7 +217,10 @@ fn signal_return(memory: &mut Memory<'_>, pc: u64, sp: u64, exact: bool) -> Opti
         (true, _) => (24 + 128 + 40 + 576, 24 + 128 + 40), // sigcontext: regs, fpregs, hi.., lo.., pc
     };
     let mut out = Frame { regs: Registers::ZERO, known: 1 << PC, exact: true };
-    let mut slot = |offset: u64| Some(memory.narrow(memory.data(sp.checked_add(offset)?, 8)?));
+    let mut slot = |offset: u64| {
+        let v = memory.data(sp.checked_add(offset)?, 8)?;
+        Some(memory.narrow(v))
+    };
     let mut fill = || {
         out.regs.set(PC, slot(pc_at)?);
         for r in 1..32u8 {
