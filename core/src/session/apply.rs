@@ -12,7 +12,7 @@ use crate::session::record::{Record, RecordSite, State};
 use crate::session::region::{self, Piece};
 use crate::session::space::{StartRange, candidates};
 use crate::session::sweep::sweep;
-use crate::session::{Clock, flush, hex};
+use crate::session::{Clock, flush, flush_call, hex, with_flush};
 use crate::target::{Perm, Target, TargetError};
 use alloc::{boxed::Box, string::String, vec, vec::Vec};
 
@@ -52,13 +52,21 @@ pub fn apply(
         Err(e) => match discard(target, arch, &prepared) {
             Ok(()) => Err(e),
             Err(_) if matches!(e, SessionError::Target(TargetError::Gone { .. })) => Err(e),
-            Err(undo) => Err(left_over(e, prepared.at, &undo)),
+            Err(undo) => {
+                let all = [(prepared.at, prepared.region_size), prepared.islands];
+                Err(left_over(e, &addresses(&all), &undo))
+            }
         },
     }
 }
 
+/// Where memory is, without what has no size.
+fn addresses(ranges: &[(RunAddr, u64)]) -> Vec<RunAddr> {
+    ranges.iter().filter(|r| r.1 != 0).map(|r| r.0).collect()
+}
+
 /// A failure after which memory stays mapped.
-fn left_over(cause: SessionError, at: RunAddr, undo: &dyn core::fmt::Display) -> SessionError {
+fn left_over(cause: SessionError, at: &[RunAddr], undo: &dyn core::fmt::Display) -> SessionError {
     SessionError::RolledBack { cause: Box::new(region::left_over(&cause, at, undo).into()) }
 }
 
@@ -95,7 +103,7 @@ fn prepare(
         }
     };
     // A thread stays held only where its help is needed; else everybody runs while the image is written.
-    let mut held = calls_resolvers(package, plan);
+    let mut held = calls_resolvers(package, plan) || flush_call(target, arch).is_some();
     if !held {
         region::release(target).map_err(|cause| SessionError::NotResumed {
             what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
@@ -124,14 +132,20 @@ fn prepare(
         Err(e) => e,
     };
     let mut undone = if held { Ok(()) } else { region::hold(target) };
-    undone = undone.and_then(|()| region::unmap(target, arch, mapped.region, plan.region_size()));
-    if mapped.islands.1 != 0 {
-        undone = undone.and(region::unmap(target, arch, mapped.islands.0, mapped.islands.1));
+    let all = [(mapped.region, plan.region_size()), mapped.islands];
+    let mut stay = addresses(&all);
+    if undone.is_ok() {
+        for (at, size) in all.into_iter().filter(|r| r.1 != 0) {
+            match region::unmap(target, arch, at, size) {
+                Ok(()) => stay.retain(|a| *a != at),
+                Err(e) => undone = undone.and(Err(e)),
+            }
+        }
     }
     Err(match (undone, region::release(target)) {
         (_, Err(cause)) => SessionError::NotResumed { what: alloc::format!("{e}"), cause: Box::new(cause) },
         (Ok(()) | Err(TargetError::Gone { .. }), Ok(())) => e,
-        (Err(undo), Ok(())) => left_over(e, mapped.region, &undo),
+        (Err(undo), Ok(())) => left_over(e, &stay, &undo),
     })
 }
 
@@ -170,7 +184,7 @@ fn map_all(target: &mut dyn Target, arch: &dyn Arch, package: &Package, plan: &P
         Ok(islands) => Ok(Mapped { region, image, islands }),
         Err(e) => match region::unmap(target, arch, region, plan.region_size()) {
             Ok(()) => Err(e),
-            Err(undo) => Err(left_over(e, region, &undo)),
+            Err(undo) => Err(left_over(e, &[region], &undo)),
         },
     }
 }
@@ -250,7 +264,7 @@ fn build(
     if calls_resolvers(package, plan) {
         write_spans(target, &spans, image)?;
         // They return to the breakpoint in the image.
-        show(target, package, &spans, image)?;
+        show(target, arch, package, &spans, image)?;
         let trap = image.offset(package.trap);
         let used: Vec<u32> = package.residue.iter().map(|r| r.symbol).collect();
         for (i, v) in values.iter_mut().enumerate() {
@@ -266,10 +280,10 @@ fn build(
     write_spans(target, &spans, image)?;
     for (at, code) in &islands {
         target.write(*at, code.bytes())?;
-        flush(target, *at, code.bytes().len() as u64)?;
+        flush(target, arch, *at, code.bytes().len() as u64)?;
         verify(target, *at, code.bytes(), "island")?;
     }
-    show(target, package, &spans, image)?;
+    show(target, arch, package, &spans, image)?;
 
     let record = Record {
         at: mapped.region,
@@ -348,13 +362,14 @@ fn write_spans(target: &mut dyn Target, spans: &[(u64, Vec<u8>)], image: RunAddr
 /// Makes the written image visible to instruction fetch, and reads it back.
 fn show(
     target: &mut dyn Target,
+    arch: &dyn Arch,
     package: &Package,
     spans: &[(u64, Vec<u8>)],
     image: RunAddr,
 ) -> Result<(), SessionError> {
     for (s, (offset, data)) in package.spans.iter().zip(spans) {
         if s.perm.exec {
-            flush(target, image.offset(*offset), data.len() as u64)?;
+            flush(target, arch, image.offset(*offset), data.len() as u64)?;
         }
         verify(target, image.offset(*offset), data, "image")?;
     }
@@ -383,13 +398,17 @@ fn commit(
         Outcome::Blocked => alloc::format!("the patch is not in, its image at {at} stays mapped"),
         Outcome::Failed(e) => alloc::format!("{e}; its image at {at} stays mapped"),
     };
-    let mut write = |target: &mut dyn Target| write_sites(target, record);
+    let held = |result: &Result<(), SessionError>| match result {
+        Ok(()) => state(Outcome::Written),
+        Err(e) => state(Outcome::Failed(e)),
+    };
+    let mut write = |target: &mut dyn Target| with_flush(target, arch, &held, |t| write_sites(t, arch, record));
     let attempt = Attempt { timeout_ms: options.timeout_ms, lead_out: true, write: &mut write, state: &state };
     attempt.run(target, &mut checker, clock)
 }
 
 /// All threads are stopped and none is in the way. The journal (old and new bytes of every site) is in the record.
-fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionError> {
+fn write_sites(target: &mut dyn Target, arch: &dyn Arch, record: &mut Record) -> Result<(), SessionError> {
     for s in &record.sites {
         let mut now = vec![0u8; s.old_bytes.len()];
         target.read(s.at, &mut now)?;
@@ -406,7 +425,7 @@ fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), Sessi
     let sites = record.sites.clone();
     let mut result = Ok(());
     for s in &sites {
-        result = write_site(target, s.at, &s.new_bytes, &s.function);
+        result = write_site(target, arch, s.at, &s.new_bytes, &s.function);
         if result.is_err() {
             break;
         }
@@ -416,7 +435,7 @@ fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), Sessi
     // Should the undoing fail as well, the record must say that it is not finished.
     let _ = record.set_state(target, State::Applying);
     // Put everything back, also the site whose write failed: it may have been written in part.
-    match restore_sites(target, &sites).and_then(|()| Ok(record.set_state(target, State::Preparing)?)) {
+    match restore_sites(target, arch, &sites).and_then(|()| Ok(record.set_state(target, State::Preparing)?)) {
         Ok(()) => Err(SessionError::RolledBack { cause: Box::new(cause) }),
         Err(undo) => Err(SessionError::Stuck { cause: Box::new(cause), undo: Box::new(undo) }),
     }
@@ -424,22 +443,27 @@ fn write_sites(target: &mut dyn Target, record: &mut Record) -> Result<(), Sessi
 
 pub(super) fn write_site(
     target: &mut dyn Target,
+    arch: &dyn Arch,
     at: RunAddr,
     bytes: &[u8],
     function: &str,
 ) -> Result<(), SessionError> {
     let written = target.write(at, bytes);
     // A write that failed may have stored a part.
-    let flushed = flush(target, at, bytes.len() as u64);
+    let flushed = flush(target, arch, at, bytes.len() as u64);
     written.and(flushed)?;
     verify(target, at, bytes, function)
 }
 
 /// Writes the old bytes of all sites, last first.
-pub(super) fn restore_sites(target: &mut dyn Target, sites: &[RecordSite]) -> Result<(), SessionError> {
+pub(super) fn restore_sites(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    sites: &[RecordSite],
+) -> Result<(), SessionError> {
     // One that fails must not keep the others from being restored.
     let restore = |result: Result<(), SessionError>, s: &RecordSite| {
-        let r = write_site(target, s.at, &s.old_bytes, &s.function);
+        let r = write_site(target, arch, s.at, &s.old_bytes, &s.function);
         result.and(r)
     };
     sites.iter().rev().fold(Ok(()), restore)

@@ -24,7 +24,8 @@ pub use list::{Listed, list};
 pub use plan::{Options, Plan, Policy, plan};
 pub use revert::{Reverted, revert};
 
-use crate::arch::Arch;
+use crate::addr::RunAddr;
+use crate::arch::{Arch, CacheNeed};
 use crate::field::Endian;
 use crate::session::modules::Module;
 use crate::session::record::{Record, State};
@@ -85,11 +86,48 @@ impl Inspected {
     }
 }
 
-/// Makes written code visible to instruction fetch where the transport has to do it.
-fn flush(target: &mut dyn Target, start: crate::addr::RunAddr, len: u64) -> Result<(), TargetError> {
-    match target.cache() {
-        Some(c) => c.flush(start, len),
+/// Makes written code visible to instruction fetch: by the transport, else by a system call in the target where the
+/// architecture has one. A thread must be held if [`flush_call`] says so.
+fn flush(target: &mut dyn Target, arch: &dyn Arch, start: RunAddr, len: u64) -> Result<(), TargetError> {
+    if let Some(c) = target.cache() {
+        return c.flush(start, len);
+    }
+    match flush_call(target, arch) {
+        // Both caches: stores may still wait in the one for data.
+        Some(nr) => region::syscall(target, "cacheflush", nr, [start.0, len, BCACHE, 0, 0, 0], None).map(|_| ()),
         None => Ok(()),
+    }
+}
+
+/// ICACHE | DCACHE (kernel `arch/*/include/uapi/asm/cachectl.h`).
+const BCACHE: u64 = 3;
+
+/// Number of the system call that flushes caches, where the transport leaves that to the target. The kernel has flushed
+/// what it wrote itself, but it skips processors on which the target has not run yet; the call is cheap and certain.
+fn flush_call(target: &mut dyn Target, arch: &dyn Arch) -> Option<u64> {
+    if arch.cache_need() != CacheNeed::Syscall || target.cache().is_some() || target.calls().is_none() {
+        return None;
+    }
+    arch.linux()?.cacheflush
+}
+
+/// Changes sites while everybody is stopped, with a thread held for [`flush`] where that takes one. `state` says in which
+/// state the target is after this outcome, should that thread not be let go.
+fn with_flush<T>(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    state: &dyn Fn(&Result<T, SessionError>) -> alloc::string::String,
+    change: impl FnOnce(&mut dyn Target) -> Result<T, SessionError>,
+) -> Result<T, SessionError> {
+    if flush_call(target, arch).is_none() {
+        return change(target);
+    }
+    // Before anything is changed: without a thread nothing could be flushed on the way back either.
+    region::hold(target)?;
+    let changed = change(target);
+    match region::release(target) {
+        Ok(()) => changed,
+        Err(cause) => Err(SessionError::NotResumed { what: state(&changed), cause: alloc::boxed::Box::new(cause) }),
     }
 }
 

@@ -31,7 +31,8 @@ fn abi(arch: &dyn Arch) -> Result<&'static LinuxAbi, TargetError> {
     arch.linux().ok_or(TargetError::Unsupported { what: "allocate memory: this ABI has no Linux" })
 }
 
-fn syscall(
+/// Makes a system call in the held thread.
+pub(super) fn syscall(
     target: &mut dyn Target,
     name: &'static str,
     nr: u64,
@@ -126,7 +127,7 @@ pub(super) fn map(
             // Leaving the descriptor open would be a leak that the target sees.
             Err(match unmap(target, arch, at, total) {
                 Ok(()) => e.into(),
-                Err(undo) => left_over(&e.into(), at, &undo).into(),
+                Err(undo) => left_over(&e.into(), &[at], &undo).into(),
             })
         }
         (Err(e), _) => Err(e),
@@ -168,16 +169,17 @@ fn map_at(
         }
         return Err(match stays {
             None => failed,
-            Some((at, undo)) => left_over(&failed.into(), at, &undo),
+            Some((at, undo)) => left_over(&failed.into(), &[at], &undo),
         });
     }
     Ok(())
 }
 
 /// `cause`, and that the memory at `at` could not be given back.
-pub(super) fn left_over(cause: &SessionError, at: RunAddr, undo: &dyn core::fmt::Display) -> TargetError {
+pub(super) fn left_over(cause: &SessionError, at: &[RunAddr], undo: &dyn core::fmt::Display) -> TargetError {
+    let at: Vec<String> = at.iter().map(|a| alloc::format!("{a}")).collect();
     TargetError::System {
-        what: alloc::format!("{cause}; the unused image at {at} could not be unmapped"),
+        what: alloc::format!("{cause}; the unused image at {} could not be unmapped", at.join(" and at ")),
         why: alloc::format!("{undo}"),
     }
 }

@@ -8,7 +8,7 @@ use crate::session::error::SessionError;
 use crate::session::record::{Record, RecordSite, State};
 use crate::session::stack::Protected;
 use crate::session::sweep::sweep;
-use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_active, resume_all, stop_all};
+use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_active, resume_all, stop_all, with_flush};
 use crate::target::{Target, TargetError, ThreadId};
 use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 
@@ -118,12 +118,16 @@ fn put_back(
         Outcome::Blocked => String::from("the patch is still in"),
         Outcome::Failed(e) => format!("{e}"),
     };
-    let mut write = |target: &mut dyn Target| restore(target, record);
+    let held = |result: &Result<(), SessionError>| match result {
+        Ok(()) => state(Outcome::Written),
+        Err(e) => state(Outcome::Failed(e)),
+    };
+    let mut write = |target: &mut dyn Target| with_flush(target, arch, &held, |t| restore(t, arch, record));
     let attempt = Attempt { timeout_ms, lead_out: false, write: &mut write, state: &state };
     attempt.run(target, &mut checker, clock)
 }
 
-fn restore(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionError> {
+fn restore(target: &mut dyn Target, arch: &dyn Arch, record: &mut Record) -> Result<(), SessionError> {
     // A site must hold our trampoline, or already its old bytes (an interrupted fix or revert).
     for s in &record.sites {
         let mut now = vec![0u8; s.new_bytes.len()];
@@ -148,29 +152,39 @@ fn restore(target: &mut dyn Target, record: &mut Record) -> Result<(), SessionEr
         return Err(e.into());
     }
     let sites = record.sites.clone();
-    let Err(cause) = old_code(target, record, &sites) else { return Ok(()) };
+    let Err(cause) = old_code(target, arch, record, &sites) else { return Ok(()) };
     let cause = Box::new(cause);
     if before == State::Applied {
-        return Err(match new_code(target, record, &sites) {
+        return Err(match new_code(target, arch, record, &sites) {
             Ok(()) => SessionError::StillApplied { cause },
             Err(undo) => SessionError::Stuck { cause, undo: Box::new(undo) },
         });
     }
     // Half a patch was there before: the only way is forward.
-    old_code(target, record, &sites).map_err(|again| SessionError::Stuck { cause, undo: Box::new(again) })
+    old_code(target, arch, record, &sites).map_err(|again| SessionError::Stuck { cause, undo: Box::new(again) })
 }
 
-fn old_code(target: &mut dyn Target, record: &mut Record, sites: &[RecordSite]) -> Result<(), SessionError> {
-    restore_sites(target, sites)?;
+fn old_code(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    record: &mut Record,
+    sites: &[RecordSite],
+) -> Result<(), SessionError> {
+    restore_sites(target, arch, sites)?;
     Ok(record.set_state(target, State::Parked)?)
 }
 
 /// Puts the trampolines in again.
-fn new_code(target: &mut dyn Target, record: &mut Record, sites: &[RecordSite]) -> Result<(), SessionError> {
+fn new_code(
+    target: &mut dyn Target,
+    arch: &dyn Arch,
+    record: &mut Record,
+    sites: &[RecordSite],
+) -> Result<(), SessionError> {
     // Should this fail, the record must say that it is not finished.
     let _ = record.set_state(target, State::Reverting);
     let write = |result: Result<(), SessionError>, s: &RecordSite| {
-        let r = write_site(target, s.at, &s.new_bytes, &s.function);
+        let r = write_site(target, arch, s.at, &s.new_bytes, &s.function);
         result.and(r)
     };
     sites.iter().fold(Ok(()), write)?;

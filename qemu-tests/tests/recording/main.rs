@@ -1,5 +1,6 @@
 //! `fix` and `revert` on a process that exists only in memory, so that every step can be watched, and made to fail.
 
+mod caching;
 #[path = "../support/mod.rs"]
 mod support;
 mod target;
@@ -182,12 +183,14 @@ fn options(form: Option<&str>) -> Options {
 
 #[allow(clippy::result_large_err)] // the library's own
 fn apply(p: &mut Process, package: &Package, o: &Options) -> Result<session::Applied, SessionError> {
-    session::apply(p, &X86_64, package, o, &mut TestClock::default())
+    let arch = arch(p);
+    session::apply(p, arch, package, o, &mut TestClock::default())
 }
 
 #[allow(clippy::result_large_err)] // the library's own
 fn revert(p: &mut Process, name: Option<&str>) -> Result<session::Reverted, SessionError> {
-    session::revert(p, &X86_64, name, 50, &mut TestClock::default())
+    let arch = arch(p);
+    session::revert(p, arch, name, 50, &mut TestClock::default())
 }
 
 /// The record as it lies in the target.
@@ -218,10 +221,14 @@ fn follow(p: &Process, at: u64) -> u64 {
     }
 }
 
+fn arch(p: &Process) -> &'static dyn tigerfix::arch::Arch {
+    if p.by_call { &caching::Caching } else { &X86_64 }
+}
+
 /// No rule was broken, but that nothing can be flushed where no flush works.
 #[track_caller]
 fn assert_rules(p: &Process, what: &str) {
-    let cannot_flush = matches!(p.failed, Some(Step::Flush(..)));
+    let cannot_flush = matches!(p.failed, Some(Step::Flush(..) | Step::Syscall("cacheflush")));
     let rules = p.broken_rules.iter().filter(|r| !(cannot_flush && r.contains("unflushed")));
     assert_eq!(rules.collect::<Vec<_>>(), Vec::<&String>::new(), "{what}");
 }
@@ -282,10 +289,11 @@ const FORMS: [Option<&str>; 5] = [None, Some("jmp-rel32"), Some("island"), Some(
 
 #[test]
 fn every_form_applies_and_reverts_by_the_rules() {
-    for subject in [Subject::fixed(), Subject::pie()] {
+    for (subject, by_call) in variants() {
         for form in FORMS {
-            let what = format!("{form:?}, bias {:#x}", subject.bias);
-            let before = subject.process();
+            let what = format!("{form:?}, bias {:#x}, flushes by call: {by_call}", subject.bias);
+            let mut before = subject.process();
+            before.by_call = by_call;
             let mut p = before.clone();
             let applied = apply(&mut p, &subject.fix, &options(form)).unwrap_or_else(|e| panic!("{what}: {e}"));
             assert_eq!(applied.attempts, 1);
@@ -418,6 +426,12 @@ fn record_is_readable(p: &Process) -> bool {
 
 const FAULTS: [Fault; 4] = [Fault::Refused, Fault::Late, Fault::Half, Fault::Silent];
 
+/// Programs, and whether caches are flushed by a call.
+fn variants() -> [(&'static Subject, bool); 4] {
+    let (fixed, pie) = (Subject::fixed(), Subject::pie());
+    [(fixed, false), (pie, false), (fixed, true), (pie, true)]
+}
+
 /// All ways to fail. Nothing can be said of memory that stores something else all the time.
 fn faults() -> impl Iterator<Item = (Fault, Then)> {
     let pairs = FAULTS.into_iter().flat_map(|f| [(f, Then::Once), (f, Then::SameKind)]);
@@ -427,16 +441,18 @@ fn faults() -> impl Iterator<Item = (Fault, Then)> {
 #[test]
 fn a_failure_at_any_step_of_apply_leaves_no_trace() {
     let mut steps = 0;
-    for subject in [Subject::fixed(), Subject::pie()] {
+    for (subject, by_call) in variants() {
         for form in FORMS {
-            let before = subject.process();
+            let mut before = subject.process();
+            before.by_call = by_call;
             for (fault, then) in faults() {
                 for step in 0.. {
                     let mut p = before.clone();
                     p.plan = Some(Plan { fault, step, then });
                     let result = apply(&mut p, &subject.fix, &options(form));
                     let Some(failed) = p.failed.clone() else { break };
-                    let what = format!("{form:?}, {fault:?} at step {step} ({failed:x?}), {then:?}");
+                    let what =
+                        format!("{form:?}, by call: {by_call}, {fault:?} at step {step} ({failed:x?}), {then:?}");
                     judge_apply(subject, &before, p, result, &what);
                     steps += 1;
                 }
@@ -450,9 +466,10 @@ fn a_failure_at_any_step_of_apply_leaves_no_trace() {
 #[test]
 fn a_failure_at_any_step_of_revert_leaves_the_patch_in_or_out() {
     let mut steps = 0;
-    for subject in [Subject::fixed(), Subject::pie()] {
+    for (subject, by_call) in variants() {
         for form in FORMS {
-            let pristine = subject.process();
+            let mut pristine = subject.process();
+            pristine.by_call = by_call;
             let mut patched = pristine.clone();
             apply(&mut patched, &subject.fix, &options(form)).expect("applies");
             let patched = patched.rewound();
@@ -462,7 +479,8 @@ fn a_failure_at_any_step_of_revert_leaves_the_patch_in_or_out() {
                     p.plan = Some(Plan { fault, step, then });
                     let result = revert(&mut p, None);
                     let Some(failed) = p.failed.clone() else { break };
-                    let what = format!("{form:?}, {fault:?} at step {step} ({failed:x?}), {then:?}");
+                    let what =
+                        format!("{form:?}, by call: {by_call}, {fault:?} at step {step} ({failed:x?}), {then:?}");
                     judge_revert(&pristine, &patched, p, result, &what);
                     steps += 1;
                 }

@@ -97,6 +97,8 @@ pub struct Process {
     pub held: bool,
     /// Offers cache maintenance, and so has to be asked for it.
     pub caches: bool,
+    /// The maintenance is a system call that the target has to make.
+    pub by_call: bool,
     /// Executable bytes that were written and not flushed: start and end.
     pub dirty: Vec<(u64, u64)>,
     pub log: Vec<Step>,
@@ -136,6 +138,7 @@ impl Process {
             stopped: false,
             held: false,
             caches: true,
+            by_call: false,
             dirty: Vec::new(),
             log: Vec::new(),
             broken_rules: Vec::new(),
@@ -307,6 +310,10 @@ impl Process {
             let end = args[0] + args[1];
             self.unmap(args[0], end);
             Ok(0)
+        } else if nr == crate::caching::CACHEFLUSH {
+            self.rule(args[2] == 3, || format!("cacheflush of {}", args[2]));
+            self.flushed(args[0], args[0] + args[1]);
+            Ok(0)
         } else if nr == abi.mmap {
             let name = self.open.get(&args[4]).cloned().ok_or(EBADF)?;
             let (start, len) = (args[0], args[1]);
@@ -377,7 +384,7 @@ impl Target for Process {
         Some(self)
     }
     fn cache(&mut self) -> Option<&mut dyn CacheFlush> {
-        if self.caches { Some(self) } else { None }
+        if self.caches && !self.by_call { Some(self) } else { None }
     }
     fn interrupted(&self) -> bool {
         self.interrupt_at.is_some_and(|n| self.log.len() >= n)
@@ -457,8 +464,9 @@ impl Threads for Process {
 
 impl Calls for Process {
     fn hold(&mut self) -> Result<ThreadId, TargetError> {
+        // What flushes may have to be done at a stop, and only that.
         let running = !self.stopped;
-        self.rule(running, || "hold while all are stopped".into());
+        self.rule(running || self.by_call, || "hold while all are stopped".into());
         let result = self.simple(Step::Hold, |_| {});
         self.held |= result.is_ok();
         result.map(|()| ThreadId(1))
@@ -473,6 +481,8 @@ impl Calls for Process {
     ) -> Result<u64, TargetError> {
         let held = self.held;
         self.rule(held, || format!("{name} without a held thread"));
+        let stopped = self.stopped;
+        self.rule(!stopped || name == "cacheflush", || format!("{name} while all are stopped"));
         let step = Step::Syscall(name);
         match self.step(step.clone()) {
             Some(Fault::Refused | Fault::Half) => Err(error(&step)),

@@ -6,7 +6,7 @@ use super::registers::Map;
 use super::stub::{Kind, Stub};
 use std::time::{Duration, Instant};
 use tigerfix_core::addr::{Bias, RunAddr};
-use tigerfix_core::arch::{Arch, CacheNeed};
+use tigerfix_core::arch::Arch;
 use tigerfix_core::error::Explain as _;
 use tigerfix_core::program::Program;
 use tigerfix_core::target::{Area, CacheFlush, Calls, FixedProgram, Mapping, Mappings, Target, TargetError, Threads};
@@ -284,13 +284,10 @@ impl Target for GdbTarget {
         if self.stub.kind == Kind::Process { Some(self) } else { None }
     }
 
-    /// Where the architecture asks for a system call, it is made in the target; all else is the stub's business, which knows the
-    /// processor.
+    /// None: a session makes the call that flushes caches itself, where there is one; all else is the business of the stub,
+    /// which knows the processor.
     fn cache(&mut self) -> Option<&mut dyn CacheFlush> {
-        let by_call = self.arch.cache_need() == CacheNeed::Syscall
-            && self.stub.kind == Kind::Process
-            && self.arch.linux().is_some_and(|l| l.cacheflush.is_some());
-        if by_call { Some(self) } else { None }
+        None
     }
 
     fn area(&self) -> Option<Area> {
@@ -306,14 +303,6 @@ impl Target for GdbTarget {
         return crate::ptrace::interrupted();
         #[cfg(not(feature = "ptrace"))]
         false
-    }
-}
-
-impl CacheFlush for GdbTarget {
-    fn flush(&mut self, start: RunAddr, len: u64) -> Result<(), TargetError> {
-        const BCACHE: u64 = 3;
-        let Some(nr) = self.arch.linux().and_then(|l| l.cacheflush) else { return Ok(()) };
-        self.with_thread(|t| t.inject("cacheflush", nr, [start.0, len, BCACHE, 0, 0, 0], None)).map(|_| ())
     }
 }
 
