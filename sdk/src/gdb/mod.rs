@@ -27,6 +27,11 @@ mod target;
 mod threads;
 mod write;
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
 pub use address_space::parse_area;
 pub use error::GdbError;
 pub use link::Address;
