@@ -5,6 +5,7 @@
 
 mod lab;
 mod memory;
+mod stub;
 mod tool;
 mod victim;
 
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 pub use lab::{Lab, Link, MATRIX_OPTS, fixtures, repository};
 pub use memory::{Region, Snapshot, read_memory};
+pub use stub::{Gdbserver, emulated};
 pub use tool::{Background, Outcome, binary, run, run_as_nobody, start};
 pub use victim::{Victim, process_state, status_field};
 

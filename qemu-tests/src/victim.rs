@@ -54,7 +54,18 @@ impl Victim {
     }
 
     /// Starts a prepared command and waits until it has printed something: its libraries are loaded by then.
-    pub fn spawn(mut command: Command) -> Self {
+    pub fn spawn(command: Command) -> Self {
+        let victim = Self::spawn_standing(command);
+        crate::until("the first line of the victim", || {
+            let output = victim.output.0.lock().expect("no panic while locked");
+            assert!(!output.ended, "the victim ended before its first line");
+            (!output.lines.is_empty()).then_some(())
+        });
+        victim
+    }
+
+    /// Starts a prepared command that prints nothing before it is told to run.
+    pub fn spawn_standing(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
         unsafe {
@@ -90,13 +101,7 @@ impl Victim {
             }
         });
         let target = i32::try_from(child.id()).expect("a pid");
-        let victim = Self { child, target, stdin, output, cursor: 0 };
-        crate::until("the first line of the victim", || {
-            let output = victim.output.0.lock().expect("no panic while locked");
-            assert!(!output.ended, "the victim ended before its first line");
-            (!output.lines.is_empty()).then_some(())
-        });
-        victim
+        Self { child, target, stdin, output, cursor: 0 }
     }
 
     /// The process to patch.
