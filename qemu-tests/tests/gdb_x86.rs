@@ -63,13 +63,16 @@ fn process_behind_a_gdbserver() {
     }
 }
 
-fn open(at: &str, package: &Path) -> (GdbTarget, arch::AnyArch, tigerfix::model::Package) {
+fn open(at: &str, program: &Path, package: &Path) -> (GdbTarget, arch::AnyArch, tigerfix::model::Package) {
     let bytes = std::fs::read(package).expect("gen wrote it");
     let package = PackageReader::parse(&bytes).expect("a package").to_package();
     let back_end = arch::for_ident(&package.ident).expect("a back end");
     let address: Address = at.parse().expect("an address");
     let stub = Stub::connect(&address, None).unwrap_or_else(|e| panic!("{at}: {e}"));
-    let target = GdbTarget::new(stub, back_end, Options::default()).unwrap_or_else(|e| panic!("{at}: {e}"));
+    // What the stub can't give: the unwind tables of static programs have no search table in memory.
+    let program = Some((program.display().to_string(), std::fs::read(program).expect("compiled")));
+    let target =
+        GdbTarget::new(stub, back_end, Options { program, area: None }).unwrap_or_else(|e| panic!("{at}: {e}"));
     (target, back_end, package)
 }
 
@@ -84,7 +87,7 @@ fn one_connection_to_a_gdbserver_that_is_attached() {
     let mut victim = Victim::spawn(command);
     let before = victim.snapshot();
     let server = Gdbserver::attached(victim.pid());
-    let (mut target, back_end, package) = open(&server.address(), &package);
+    let (mut target, back_end, package) = open(&server.address(), &program, &package);
     for _ in 0..3 {
         session::apply(&mut target, back_end, &package, &session::Options::default(), &mut SystemClock::new())
             .expect("applied");
@@ -172,7 +175,7 @@ fn program_in_user_mode_emulation() {
             let lab = Lab::new();
             let (program, package) = build(&lab, &[link.flags(), &[opt]].concat());
             let (mut victim, at) = emulated(&lab, "qemu-x86_64", &[], &program, &[]);
-            let (mut target, back_end, package) = open(&at, &package);
+            let (mut target, back_end, package) = open(&at, &program, &package);
             target.go().expect("it runs");
             old(&mut victim);
             let stop = |target: &mut GdbTarget, victim: &Victim| {
@@ -220,7 +223,7 @@ fn threads_in_user_mode_emulation_are_refused() {
     let package = lab.package(&program, &lab.patch("threads_patch.c", &["-O2"]));
     let page = lab.write("shared", [0; 4096]);
     let (mut victim, at) = emulated(&lab, "qemu-x86_64", &[], &program, &[page.to_str().expect("UTF-8")]);
-    let (mut target, back_end, package) = open(&at, &package);
+    let (mut target, back_end, package) = open(&at, &program, &package);
     target.go().expect("it runs");
     victim.wait_line("alive");
     kill(Pid::from_raw(victim.pid()), Signal::SIGTRAP).expect("own child");
