@@ -105,7 +105,7 @@ impl Arch for X86_64 {
         &self,
         regs: &tigerfix_core::arch::Registers,
         xstate: &[u8],
-        sigmask: u64,
+        sigmask: u128,
     ) -> Option<tigerfix_core::arch::RescueFrame> {
         signal::rescue_frame(regs, xstate, sigmask)
     }

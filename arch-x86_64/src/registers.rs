@@ -64,6 +64,8 @@ pub(crate) static LAYOUT: RegisterLayout = RegisterLayout {
     result: RAX,
     error_flag: None,
     restart_nr: Some(ORIG_RAX),
+    restart_none: u64::MAX,
+    entry: None,
     call_args: &[RDI, RSI, RDX, RCX, R8, R9],
     dwarf: &[
         (0, RAX),
@@ -148,6 +150,7 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     map_anonymous: 0x20,
     map_fixed_noreplace: 0x10_0000,
     syscall_insn: &[0x0f, 0x05], // syscall
+    insn_align: 1,
     syscall_return: &[
         &[0x0f, 0x05, 0xc3], // syscall; ret
     ],

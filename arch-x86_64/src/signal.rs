@@ -137,7 +137,7 @@ fn get(bytes: &[u8], at: usize) -> u64 {
 
 /// Builds the frame below `regs`'s stack pointer and its red zone. `xstate` is NT_X86_XSTATE, or NT_PRFPREG's 512 bytes
 /// on a processor without XSAVE.
-pub(crate) fn rescue_frame(regs: &Registers, xstate: &[u8], sigmask: u64) -> Option<RescueFrame> {
+pub(crate) fn rescue_frame(regs: &Registers, xstate: &[u8], sigmask: u128) -> Option<RescueFrame> {
     let has_header = xstate.len() >= xsave::MIN;
     if !has_header && xstate.len() != xsave::LEGACY {
         return None;
@@ -160,7 +160,8 @@ pub(crate) fn rescue_frame(regs: &Registers, xstate: &[u8], sigmask: u64) -> Opt
     put(&mut bytes, frame::CS, &(regs.get(r::CS) as u16).to_le_bytes());
     put(&mut bytes, frame::SS, &(regs.get(r::SS) as u16).to_le_bytes());
     put(&mut bytes, frame::FPSTATE, &fpstate.to_le_bytes());
-    put(&mut bytes, frame::SIGMASK, &sigmask.to_le_bytes());
+    // 64 signals on this architecture.
+    put(&mut bytes, frame::SIGMASK, &(sigmask as u64).to_le_bytes());
 
     let fp = &mut bytes[area..];
     put(fp, 0, xstate);

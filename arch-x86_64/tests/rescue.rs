@@ -195,7 +195,7 @@ impl Child {
         let layout = X86_64.registers();
         let mut regs = self.regs();
         let xstate = self.regset(NT_X86_XSTATE);
-        let mut frame = X86_64.rescue_frame(&regs, &xstate, self.mask()).unwrap();
+        let mut frame = X86_64.rescue_frame(&regs, &xstate, u128::from(self.mask())).unwrap();
         let word = (frame.sp - frame.at) as usize;
         frame.bytes[word..word + 8].copy_from_slice(&(rescue_restorer as *const () as u64).to_le_bytes());
         self.write(frame.at, &frame.bytes);

@@ -373,6 +373,10 @@ pub trait GotBuilder {
     fn page_word(&self) -> Option<u32> {
         None
     }
+    /// Does the addend of a reference through a slot belong to what the slot holds, as against the slot's address?
+    fn addend_in_slot(&self) -> bool {
+        false
+    }
     /// Names by which code means the GOT pointer.
     fn got_symbols(&self) -> &'static [&'static str] {
         &["_GLOBAL_OFFSET_TABLE_"]
@@ -436,7 +440,7 @@ impl GdbRegister {
 pub struct RegisterLayout {
     /// Number of words in the register set.
     pub count: u8,
-    /// Size of one word, bytes.
+    /// Size of one word of the register set, bytes; not always that of an address.
     pub word: u8,
     /// Name of each register, by index.
     pub names: &'static [&'static str],
@@ -456,8 +460,12 @@ pub struct RegisterLayout {
     pub result: Reg,
     /// Register that is non-zero when a system call failed (`None`: the result is a negative errno).
     pub error_flag: Option<Reg>,
-    /// The kernel's copy of the system call number that drives restarts; written as all-ones to suppress a restart.
+    /// The kernel's copy of the system call number that drives restarts.
     pub restart_nr: Option<Reg>,
+    /// What [`RegisterLayout::restart_nr`] holds in a thread that is in no call; written to suppress a restart.
+    pub restart_none: u64,
+    /// Register that has to hold a function's own address when the function is entered, in position-independent code.
+    pub entry: Option<Reg>,
     /// Function call arguments in registers, in order.
     pub call_args: &'static [Reg],
     /// DWARF number of each register that unwind tables name: (DWARF number, index).
@@ -507,7 +515,7 @@ pub struct LinuxAbi {
     pub munmap: u64,
     /// `memfd_create`
     pub memfd_create: u64,
-    /// `ftruncate`
+    /// `ftruncate`, with a length of one word
     pub ftruncate: u64,
     /// `close`
     pub close: u64,
@@ -531,6 +539,8 @@ pub struct LinuxAbi {
     pub map_fixed_noreplace: u64,
     /// Bytes of the system call instruction.
     pub syscall_insn: &'static [u8],
+    /// Alignment of instructions, bytes.
+    pub insn_align: u64,
     /// Byte strings that execute a system call and then return to the caller (for injected calls that end by
     /// themselves), best first.
     pub syscall_return: &'static [&'static [u8]],
@@ -542,8 +552,8 @@ pub struct LinuxAbi {
     pub eintr: u64,
     /// ERESTARTNOHAND: the kernel restarts the call unless a signal handler is to run.
     pub erestartnohand: u64,
-    /// Offset from the stack pointer of the first system call argument that has no register, in words of
-    /// [`RegisterLayout::word`] or of the ABI's 32 bits; the others follow.
+    /// Offset from the stack pointer of the first system call argument that has no register, in words as long as an
+    /// address; the others follow.
     pub stack_args: Option<u8>,
     /// Red zone below the stack pointer, bytes.
     pub red_zone: u64,
@@ -557,7 +567,8 @@ pub struct RescueFrame {
     pub bytes: alloc::vec::Vec<u8>,
     /// Address of the frame.
     pub at: u64,
-    /// Stack pointer to start the injected code with; the word there is to be the address of the sigreturn code.
+    /// Stack pointer to start the injected code with. Where returns go by the stack, the word there is to be the address of
+    /// the sigreturn code.
     pub sp: u64,
 }
 
@@ -572,6 +583,15 @@ pub struct ElfIdent {
     pub machine: u16,
     /// `e_flags`
     pub flags: u32,
+}
+
+/// Meaning of a section index that ELF leaves to the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservedIndex {
+    /// Like SHN_COMMON: the value is an alignment.
+    Common,
+    /// Like SHN_UNDEF.
+    Undefined,
 }
 
 /// One architecture, in one ABI variant and byte order.
@@ -608,6 +628,10 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     fn wants_own_address(&self, _flags: u32, _st_other: u8) -> bool {
         false
     }
+    /// What a section index among those that ELF leaves to the processor says of a symbol.
+    fn reserved_index(&self, _shndx: u16) -> Option<ReservedIndex> {
+        None
+    }
     /// 32 or 64.
     fn address_bits(&self) -> u8;
     /// Byte order of data.
@@ -625,10 +649,11 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// Linux conventions, or `None` where this variant has no Linux.
     fn linux(&self) -> Option<&'static LinuxAbi>;
     /// Builds the frame that `rt_sigreturn` restores `regs`, the extended state `xstate` (vector registers and the like,
-    /// in the form that PTRACE_GETREGSET gives it) and the signal mask from, below `regs`'s stack pointer. `None`: this
-    /// variant can't, injected calls then do not outlive the tool.
+    /// the register sets one after the other in the form that PTRACE_GETREGSET gives them; none, if there are none) and the
+    /// signal mask (bit 0: signal 1) from, below `regs`'s stack pointer. `None`: this variant can't, injected calls then do
+    /// not outlive the tool.
     #[cfg(feature = "alloc")]
-    fn rescue_frame(&self, regs: &Registers, xstate: &[u8], sigmask: u64) -> Option<RescueFrame>;
+    fn rescue_frame(&self, regs: &Registers, xstate: &[u8], sigmask: u128) -> Option<RescueFrame>;
     /// One step out of a frame for which there is no unwind table, by following the code from its pc to its return. The
     /// caller's frame, or `None` where that can't be told for sure.
     fn step_out(&self, _frame: &Frame, _read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<Frame> {

@@ -3,6 +3,7 @@
 //! A test owns a [`Lab`] (a temporary directory), one or more [`Victim`]s and calls [`tfix!`]. Nothing waits by sleeping:
 //! a test waits for a line of output or for a state of the process, and panics with all it knows after [`DEADLINE`].
 
+mod guest;
 mod lab;
 mod memory;
 mod stub;
@@ -11,11 +12,12 @@ mod victim;
 
 use std::time::{Duration, Instant};
 
+pub use guest::{GUESTS, Guest, Program};
 pub use lab::{Lab, Link, MATRIX_OPTS, fixtures, repository};
 pub use memory::{Region, Snapshot, read_memory};
 pub use stub::{Gdbserver, emulated};
 pub use tool::{Background, Outcome, binary, run, run_as_nobody, start};
-pub use victim::{Victim, process_state, status_field};
+pub use victim::{Place, Victim, process_state, status_field};
 
 /// Generous, because other programs may be using the machine; nothing that works comes near it.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::FileExt;
 
+use crate::victim::Place;
+
 /// One mapping of a process.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Region {
@@ -48,7 +50,13 @@ pub fn read_memory(pid: i32, address: u64, size: usize) -> Vec<u8> {
 impl Snapshot {
     /// Takes one. The stack is left out: it may grow at any time.
     pub fn take(pid: i32) -> Self {
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("a process of ours");
+        Self::take_at(&Place::Here, pid)
+    }
+
+    /// Takes one of a process that may be in a guest.
+    pub fn take_at(place: &Place, pid: i32) -> Self {
+        let maps = place.read(&format!("/proc/{pid}/maps")).expect("a process of ours");
+        let maps = String::from_utf8_lossy(&maps);
         let regions = maps
             .lines()
             .map(|line| {
@@ -59,7 +67,7 @@ impl Snapshot {
                 let permissions = words.next().expect("permissions").to_owned();
                 let path = words.skip(3).collect::<Vec<_>>().join(" ");
                 let text = if permissions.contains('x') && path.starts_with('/') {
-                    read_memory(pid, start, usize::try_from(end - start).expect("64-bit host"))
+                    place.memory(pid, start, usize::try_from(end - start).expect("64-bit host"))
                 } else {
                     Vec::new()
                 };

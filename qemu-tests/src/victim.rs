@@ -1,43 +1,142 @@
 //! A process that is patched while it prints lines.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::guest::{Guest, Program};
 use crate::tool::Outcome;
-use crate::{DEADLINE, Snapshot};
+use crate::{DEADLINE, Snapshot, read_memory};
 
 #[derive(Default)]
 struct Output {
     lines: Vec<String>,
+    /// Behind the last end of line.
+    rest: Vec<u8>,
     ended: bool,
+}
+
+/// The lines that a program prints, as they come.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<(Mutex<Output>, Condvar)>);
+
+impl Lines {
+    fn lock(&self) -> MutexGuard<'_, Output> {
+        self.0.0.lock().expect("no panic while locked")
+    }
+
+    /// Takes a piece of output.
+    pub(crate) fn push(&self, bytes: &[u8]) {
+        let mut output = self.lock();
+        output.rest.extend(bytes);
+        while let Some(end) = output.rest.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = output.rest.drain(..=end).collect();
+            output.lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+        }
+        self.0.1.notify_all();
+    }
+
+    /// Nothing more will come.
+    pub(crate) fn end(&self) {
+        let mut output = self.lock();
+        if !output.rest.is_empty() {
+            let rest = std::mem::take(&mut output.rest);
+            output.lines.push(String::from_utf8_lossy(&rest).trim_end().to_owned());
+        }
+        output.ended = true;
+        self.0.1.notify_all();
+    }
+}
+
+/// Where a process runs.
+#[derive(Clone)]
+pub enum Place {
+    /// On this machine.
+    Here,
+    /// In a guest.
+    Guest(Arc<Guest>),
+}
+
+impl Place {
+    /// A file there, of /proc mostly.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read(&self, path: &str) -> std::io::Result<Vec<u8>> {
+        match self {
+            Place::Here => std::fs::read(path),
+            Place::Guest(g) => g.read(path),
+        }
+    }
+
+    /// Names in a directory there.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn list(&self, path: &str) -> std::io::Result<Vec<String>> {
+        match self {
+            Place::Here => {
+                std::fs::read_dir(path)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect()
+            }
+            Place::Guest(g) => g.list(path),
+        }
+    }
+
+    /// Bytes of a process there.
+    pub fn memory(&self, pid: i32, address: u64, size: usize) -> Vec<u8> {
+        match self {
+            Place::Here => read_memory(pid, address, size),
+            Place::Guest(g) => {
+                let file = format!("/proc/{pid}/mem");
+                let bytes = g.read_at(&file, address, u32::try_from(size).expect("below 4 GiB"));
+                let bytes = bytes.unwrap_or_else(|e| panic!("{file} at {address:#x}: {e}"));
+                assert_eq!(bytes.len(), size, "{file} at {address:#x}");
+                bytes
+            }
+        }
+    }
+
+    /// A field of /proc/PID/status of a process there.
+    pub fn status_field(&self, pid: i32, name: &str) -> Option<String> {
+        let status = self.read(&format!("/proc/{pid}/status")).ok()?;
+        let status = String::from_utf8_lossy(&status);
+        status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':').map(|v| v.trim().to_owned()))
+    }
+
+    /// `R`, `S`, `T`, `t`, `Z` ...; none once the process is gone.
+    pub fn process_state(&self, pid: i32) -> Option<char> {
+        self.status_field(pid, "State")?.chars().next()
+    }
+}
+
+enum Process {
+    Child { child: Child, stdin: Option<ChildStdin> },
+    InGuest(Program),
 }
 
 /// A running target; it ends when this is dropped.
 pub struct Victim {
-    child: Child,
+    process: Process,
     /// The process to patch; another one than the child where the child is a wrapper.
     target: i32,
-    stdin: Option<ChildStdin>,
-    output: Arc<(Mutex<Output>, Condvar)>,
+    output: Lines,
     cursor: usize,
 }
 
 /// A field of /proc/PID/status.
 pub fn status_field(pid: i32, name: &str) -> Option<String> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':').map(|v| v.trim().to_owned()))
+    Place::Here.status_field(pid, name)
 }
 
 /// `R`, `S`, `T`, `t`, `Z` ...; none once the process is gone.
 pub fn process_state(pid: i32) -> Option<char> {
-    status_field(pid, "State")?.chars().next()
+    Place::Here.process_state(pid)
 }
 
 impl Victim {
@@ -55,13 +154,7 @@ impl Victim {
 
     /// Starts a prepared command and waits until it has printed something: its libraries are loaded by then.
     pub fn spawn(command: Command) -> Self {
-        let victim = Self::spawn_standing(command);
-        crate::until("the first line of the victim", || {
-            let output = victim.output.0.lock().expect("no panic while locked");
-            assert!(!output.ended, "the victim ended before its first line");
-            (!output.lines.is_empty()).then_some(())
-        });
-        victim
+        Self::spawn_standing(command).begun()
     }
 
     /// Starts a prepared command that prints nothing before it is told to run.
@@ -80,28 +173,53 @@ impl Victim {
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().expect("piped");
-        let output: Arc<(Mutex<Output>, Condvar)> = Arc::default();
-        let shared = Arc::clone(&output);
+        let output = Lines::default();
+        let lines = output.clone();
         std::thread::spawn(move || {
             let mut reader = BufReader::new(stdout);
             let mut bytes = Vec::new();
-            loop {
+            while reader.read_until(b'\n', &mut bytes).is_ok_and(|n| n > 0) {
+                lines.push(&bytes);
                 bytes.clear();
-                let more = reader.read_until(b'\n', &mut bytes).is_ok_and(|n| n > 0);
-                let mut output = shared.0.lock().expect("no panic while locked");
-                if more {
-                    output.lines.push(String::from_utf8_lossy(&bytes).trim_end().to_owned());
-                } else {
-                    output.ended = true;
-                }
-                shared.1.notify_all();
-                if !more {
-                    break;
-                }
             }
+            lines.end();
         });
         let target = i32::try_from(child.id()).expect("a pid");
-        Self { child, target, stdin, output, cursor: 0 }
+        Self { process: Process::Child { child, stdin }, target, output, cursor: 0 }
+    }
+
+    /// Starts a program in a guest.
+    pub fn start_in<A: AsRef<OsStr>>(guest: &Arc<Guest>, program: &Path, arguments: &[A]) -> Self {
+        let path = guest.copy(program);
+        let mut all: Vec<&OsStr> = vec![path.as_ref()];
+        all.extend(arguments.iter().map(AsRef::as_ref));
+        Self::spawn_in(guest, &all)
+    }
+
+    /// Starts a program that is in the guest.
+    pub fn spawn_in<A: AsRef<OsStr>>(guest: &Arc<Guest>, arguments: &[A]) -> Self {
+        let output = Lines::default();
+        let program = guest.spawn_with_lines(arguments, output.clone());
+        let program = program.unwrap_or_else(|e| panic!("the victim in guest {}: {e}", guest.name()));
+        Self { target: program.pid(), process: Process::InGuest(program), output, cursor: 0 }.begun()
+    }
+
+    /// Once it has printed something.
+    fn begun(self) -> Self {
+        crate::until("the first line of the victim", || {
+            let output = self.output.lock();
+            assert!(!output.ended || !output.lines.is_empty(), "the victim ended before its first line");
+            (!output.lines.is_empty()).then_some(())
+        });
+        self
+    }
+
+    /// Where it runs.
+    pub fn place(&self) -> Place {
+        match &self.process {
+            Process::Child { .. } => Place::Here,
+            Process::InGuest(program) => Place::Guest(Arc::clone(program.guest())),
+        }
     }
 
     /// The process to patch.
@@ -129,7 +247,7 @@ impl Victim {
     #[track_caller]
     pub fn wait_for(&mut self, what: &str, mut fits: impl FnMut(&str) -> bool) -> String {
         let end = Instant::now() + DEADLINE;
-        let mut output = self.output.0.lock().expect("no panic while locked");
+        let mut output = self.output.lock();
         loop {
             while let Some(line) = output.lines.get(self.cursor) {
                 self.cursor += 1;
@@ -141,12 +259,15 @@ impl Victim {
             if output.ended || now >= end {
                 let ended = if output.ended { "its output ended" } else { "time is up" };
                 let recent = output.lines[output.lines.len().saturating_sub(20)..].join("\n  ");
-                let state = process_state(self.target);
                 drop(output);
-                let status = self.child.try_wait();
+                let state = self.place().process_state(self.target);
+                let status = match &mut self.process {
+                    Process::Child { child, .. } => child.try_wait().ok().flatten(),
+                    Process::InGuest(program) => program.status(),
+                };
                 panic!("waited for {what}, but {ended} ({status:?}, state {state:?}); its last lines:\n  {recent}");
             }
-            output = self.output.1.wait_timeout(output, end - now).expect("no panic while locked").0;
+            output = self.output.0.1.wait_timeout(output, end - now).expect("no panic while locked").0;
         }
     }
 
@@ -174,12 +295,12 @@ impl Victim {
 
     /// Passes over all lines that have arrived.
     pub fn skip_arrived(&mut self) {
-        self.cursor = self.output.0.lock().expect("no panic while locked").lines.len();
+        self.cursor = self.output.lock().lines.len();
     }
 
     /// All lines that have arrived.
     pub fn lines_so_far(&self) -> Vec<String> {
-        self.output.0.lock().expect("no panic while locked").lines.clone()
+        self.output.lock().lines.clone()
     }
 
     /// Passes over what was printed up to now and shows that the process still prints.
@@ -193,32 +314,41 @@ impl Victim {
 
     /// Sends a line to its standard input.
     pub fn send(&mut self, text: &str) {
-        let stdin = self.stdin.as_mut().expect("piped");
-        writeln!(stdin, "{text}").expect("the victim reads its input");
-        stdin.flush().expect("the victim reads its input");
+        match &mut self.process {
+            Process::Child { stdin, .. } => {
+                let stdin = stdin.as_mut().expect("piped");
+                writeln!(stdin, "{text}").expect("the victim reads its input");
+                stdin.flush().expect("the victim reads its input");
+            }
+            Process::InGuest(program) => program.send(format!("{text}\n").as_bytes()),
+        }
     }
 
     /// Ends it and waits until it is gone.
     pub fn end(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        match &mut self.process {
+            Process::Child { child, .. } => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Process::InGuest(program) => program.signal(libc::SIGKILL),
+        }
     }
 
     /// Ends it, but leaves the zombie until this is dropped.
     pub fn end_unreaped(&mut self) {
-        let _ = self.child.kill();
+        let Process::Child { child, .. } = &mut self.process else { panic!("a guest's agent takes every zombie") };
+        let _ = child.kill();
         crate::until("the zombie", || (process_state(self.target) == Some('Z')).then_some(()));
     }
 
     /// Waits until every thread sleeps in a system call, as seen three times in a row.
     pub fn wait_blocked(&self) {
         let mut seen = 0;
+        let place = self.place();
         crate::until("the target to block", || {
-            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.target)).expect("a live victim");
-            let asleep = tasks.flatten().all(|task| {
-                let tid = task.file_name().to_string_lossy().parse().expect("a tid");
-                process_state(tid) == Some('S')
-            });
+            let tasks = place.list(&format!("/proc/{}/task", self.target)).expect("a live victim");
+            let asleep = tasks.iter().all(|tid| place.process_state(tid.parse().expect("a tid")) == Some('S'));
             seen = if asleep { seen + 1 } else { 0 };
             (seen == 3).then_some(())
         });
@@ -226,36 +356,48 @@ impl Victim {
 
     /// Its code and mappings.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::take(self.target)
+        Snapshot::take_at(&self.place(), self.target)
     }
 
     /// Nobody holds it: not stopped, not traced.
     #[track_caller]
     pub fn assert_free(&self) {
-        let tracer = status_field(self.target, "TracerPid");
+        let tracer = self.place().status_field(self.target, "TracerPid");
         assert_eq!(tracer.as_deref(), Some("0"), "somebody still traces the target");
-        let state = process_state(self.target);
+        let state = self.place().process_state(self.target);
         assert!(matches!(state, Some('R' | 'S' | 'D')), "the target is in state {state:?}");
+    }
+
+    /// Runs the tfix that is where the target is.
+    pub fn tfix(&self, arguments: &[OsString]) -> Outcome {
+        match &self.process {
+            Process::Child { .. } => crate::run(arguments),
+            Process::InGuest(program) => program.guest().run_tfix(arguments),
+        }
     }
 
     /// `tfix fix` on it.
     pub fn fix(&self, package: &Path, extra: &[&str]) -> Outcome {
-        let mut arguments = vec!["fix".into(), self.pid_text().into(), package.as_os_str().to_owned()];
+        let package = match &self.process {
+            Process::Child { .. } => package.as_os_str().to_owned(),
+            Process::InGuest(program) => program.guest().copy(package).into(),
+        };
+        let mut arguments = vec!["fix".into(), self.pid_text().into(), package];
         arguments.extend(extra.iter().map(Into::into));
-        crate::run(&arguments)
+        self.tfix(&arguments)
     }
 
     /// `tfix revert` on it; all further arguments follow the pid.
     pub fn revert(&self, extra: &[&str]) -> Outcome {
         let mut arguments = vec!["revert".into(), self.pid_text().into()];
         arguments.extend(extra.iter().map(Into::into));
-        crate::run(&arguments)
+        self.tfix(&arguments)
     }
 
     /// The patches that `tfix list` shows in it.
     #[track_caller]
     pub fn patches(&self) -> Vec<Value> {
-        let outcome = crate::tfix!["list", self.pid_text(), "--json"];
+        let outcome = self.tfix(&["list".into(), self.pid_text().into(), "--json".into()]);
         let answer = outcome.done().json();
         let process = answer["processes"].as_array().into_iter().flatten().find(|p| p["pid"] == self.target);
         process.and_then(|p| p["patches"].as_array().cloned()).unwrap_or_default()

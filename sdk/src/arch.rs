@@ -1,5 +1,6 @@
 //! The back ends that this build carries: the one place where architectures are enumerated.
 
+use tigerfix_arch_mips::{MIPS, MIPS64, MIPS64EL, MIPSEL};
 use tigerfix_arch_x86_64::X86_64;
 pub use tigerfix_core::arch::*;
 use tigerfix_core::error::{Class, Explain};
@@ -8,7 +9,7 @@ use tigerfix_core::error::{Class, Explain};
 pub type AnyArch = &'static (dyn Arch + Sync);
 
 /// Every variant of every back end.
-static BACK_ENDS: &[AnyArch] = &[&X86_64];
+static BACK_ENDS: &[AnyArch] = &[&X86_64, &MIPS, &MIPSEL, &MIPS64, &MIPS64EL];
 
 /// No back end takes an ELF file or a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,7 +73,8 @@ pub fn for_ident(ident: &ElfIdent) -> Result<AnyArch, UnsupportedArch> {
     Err(UnsupportedArch::File { ident: *ident, why })
 }
 
-/// The back end named `name`; `_` and `-` are the same.
+/// The back end named `name`, or the first of the family of that name; `_` and `-` are the same. What files it stands for
+/// then, [`is_meant`] says.
 ///
 /// # Errors
 /// [`UnsupportedArch::Name`]
@@ -81,6 +83,49 @@ pub fn by_name(name: &str) -> Result<AnyArch, UnsupportedArch> {
     BACK_ENDS
         .iter()
         .find(|a| a.name() == plain || plain == "amd64" && a.name() == "x86-64")
+        .or_else(|| BACK_ENDS.iter().find(|a| a.family() == plain))
         .copied()
         .ok_or_else(|| UnsupportedArch::Name { name: name.to_owned() })
+}
+
+/// Is `found`, the back end of some file, what a user meant who named `asked`? The name of a family means all of its
+/// variants: which one, the file says.
+#[must_use]
+pub fn is_meant(asked: AnyArch, found: AnyArch) -> bool {
+    asked.name() == found.name() || asked.name() == asked.family() && asked.family() == found.family()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_stands_for_its_variants() {
+        let named = |n: &str| by_name(n).expect("a name");
+        for (asked, found, is) in [
+            ("mips", "mips", true),
+            ("MIPS", "mips64el", true),
+            ("mipsel", "mipsel", true),
+            ("mipsel", "mips", false),
+            ("mips64", "mips64el", false),
+            ("mips", "x86-64", false),
+            ("x86_64", "x86-64", true),
+        ] {
+            assert_eq!(is_meant(named(asked), named(found)), is, "{asked} for {found}");
+        }
+        assert!(matches!(by_name("mips65"), Err(UnsupportedArch::Name { .. })));
+    }
+
+    #[test]
+    fn refusals_name_what_came_closest() {
+        let refused = |machine, is_64, flags| {
+            for_ident(&ElfIdent { is_64, endian: tigerfix_core::field::Endian::Little, machine, flags })
+                .err()
+                .expect("no such back end")
+                .to_string()
+        };
+        assert!(refused(8, false, 0x20).contains("N32"));
+        assert!(refused(8, false, 0x9000_1000).contains("release 6"));
+        assert!(refused(243, true, 0).contains("e_machine 243"));
+    }
 }

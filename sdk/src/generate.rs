@@ -181,6 +181,12 @@ impl<'a> Generate<'a> {
         self.link.base = base;
         self
     }
+    /// Alignment of the image's spans, where it is not to be the largest page size of the architecture.
+    #[must_use]
+    pub fn page_size(mut self, size: Option<u64>) -> Self {
+        self.link.page_size = size;
+        self
+    }
     /// What the user lets pass.
     #[must_use]
     pub fn allow(mut self, judge: JudgeOptions) -> Self {
@@ -196,7 +202,7 @@ impl<'a> Generate<'a> {
         let ident = ident_of(self.program)?;
         let arch = arch::for_ident(&ident)?;
         if let Some(asked) = self.arch
-            && asked.name() != arch.name()
+            && !arch::is_meant(asked, arch)
         {
             return Err(GenerateError::ArchMismatch { program: arch.name(), asked: asked.name() });
         }

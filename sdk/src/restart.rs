@@ -6,8 +6,8 @@ use tigerfix_core::arch::{LinuxAbi, RegisterLayout, Registers};
 pub(crate) fn interrupted_call(layout: &RegisterLayout, regs: &Registers) -> Option<(u64, u64)> {
     let nr = regs.get(layout.restart_nr?);
     let result = regs.get(layout.result);
-    // The kernel compares it as an int: -1 (in any width) means not in a call.
-    if (nr as u32 as i32) < 0 {
+    // The kernel compares it as an int: -1 (in any width) means not in a call, where 0 is a call's number.
+    if (nr as u32 as i32) < 0 || nr == layout.restart_none {
         return None;
     }
     let errno = match layout.error_flag {

@@ -47,6 +47,10 @@ pub struct Args {
     /// Fixed load address of the image
     #[arg(long, value_name = "ADDR", value_parser = number)]
     base: Option<u64>,
+    /// Alignment of the image's parts, a power of two from 16 on, for targets without memory protection (default: the
+    /// largest page size of the architecture)
+    #[arg(long, value_name = "BYTES", value_parser = number)]
+    page_size: Option<u64>,
     /// Let pass that copies of the old code may live on in other functions
     #[arg(long)]
     allow_inlined: bool,
@@ -86,6 +90,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         .name(args.name.clone().unwrap_or_else(|| stem.into_owned()))
         .description(args.description.clone())
         .base(args.base)
+        .page_size(args.page_size)
         .allow(allow);
     for (path, data) in args.objects.iter().zip(&objects) {
         job = job.object(path.display().to_string(), data);

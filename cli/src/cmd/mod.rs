@@ -37,7 +37,7 @@ fn load_package(path: &Path, wanted: Option<&str>) -> Result<(Package, AnyArch),
     let back_end = arch::for_ident(&package.ident).map_err(|e| Failure::from(&e).at(path))?;
     if let Some(name) = wanted {
         let asked = arch::by_name(name).map_err(|e| Failure::from(&e))?;
-        if asked.name() != back_end.name() {
+        if !arch::is_meant(asked, back_end) {
             return Err(Failure::bad_input(
                 "architecture-mismatch",
                 format!("the package is for {}, not {}", back_end.name(), asked.name()),

@@ -241,6 +241,26 @@ pub enum SessionError {
         /// `--form`
         forced: Option<String>,
     },
+    /// The forms that fit a site don't hand the new function its own address.
+    #[error("the jump form {form} does not hand the new function its own address, which `{function}` at {at} needs")]
+    NoOwnAddress {
+        /// The function.
+        function: String,
+        /// Where the jump would go.
+        at: RunAddr,
+        /// The form.
+        form: &'static str,
+    },
+    /// The package's spans are not aligned to the target's pages.
+    #[error("the package is made of pages of {package:#x} bytes, those of {target} have {size:#x}")]
+    PageSize {
+        /// Page size of the package.
+        package: u64,
+        /// Page size of the target.
+        size: u64,
+        /// The target.
+        target: String,
+    },
     /// `--form` names no form of this architecture.
     #[error("no jump form named `{name}`; there are {known}")]
     UnknownForm {
@@ -342,6 +362,8 @@ impl Explain for SessionError {
             SessionError::Relocation { .. } => "relocation-overflow",
             SessionError::UnknownResidue { .. } => "unknown-residue",
             SessionError::NoJumpForm { .. } => "no-jump-form",
+            SessionError::NoOwnAddress { .. } => "no-own-address",
+            SessionError::PageSize { .. } => "page-size",
             SessionError::UnknownForm { .. } => "unknown-form",
             SessionError::Encode { .. } => "jump-encoding",
             SessionError::Busy { .. } => "busy",
@@ -387,7 +409,8 @@ impl Explain for SessionError {
             SessionError::AreaFull { .. } => "give it a larger --area, or revert a patch that is in it",
             SessionError::OtherProgram { .. } => "name the file that the target really runs; nothing was written",
             SessionError::Unreachable { .. } | SessionError::Relocation { .. } => "compile the patch with -fPIC",
-            SessionError::NoJumpForm { forced: Some(_), .. } => {
+            SessionError::PageSize { .. } => "run `tfix gen` without --page-size, or with the target's",
+            SessionError::NoJumpForm { forced: Some(_), .. } | SessionError::NoOwnAddress { .. } => {
                 "leave out --form, tfix then takes the shortest that fits"
             }
             SessionError::Busy { .. } => "raise --timeout, or wake the thread so that it leaves the function",

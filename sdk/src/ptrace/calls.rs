@@ -100,8 +100,10 @@ enum Place {
 
 /// What was saved and laid out before the first call.
 struct Ground {
-    xstate: Option<(usize, Vec<u8>)>,
-    mask: u64,
+    /// Register sets beside the general one: number of the note, contents.
+    xstate: Vec<(usize, Vec<u8>)>,
+    /// Bit 0: signal 1.
+    mask: u128,
     /// Stack pointer to start calls with.
     sp: u64,
     /// Where calls return to by themselves.
@@ -115,12 +117,12 @@ struct Ground {
 /// Signals that a fault raises; everything else is blocked during calls.
 const FAULTS: [i32; 6] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
 
-fn blocked() -> u64 {
-    FAULTS.iter().fold(u64::MAX, |mask, sig| mask & !(1 << (sig - 1)))
+fn blocked() -> u128 {
+    FAULTS.iter().fold(u128::MAX, |mask, sig| mask & !(1 << (sig - 1)))
 }
 
-/// Finds the first of `needles` (best first) in the target's code.
-fn search(t: &PtraceTarget, maps: &[&Mapping], needles: &[&[u8]]) -> Option<u64> {
+/// Finds the first of `needles` (best first) in the target's code, at a multiple of `align`.
+fn search(t: &PtraceTarget, maps: &[&Mapping], needles: &[&[u8]], align: u64) -> Option<u64> {
     const CHUNK: u64 = 1 << 20;
     for needle in needles {
         let finder = memchr::memmem::Finder::new(needle);
@@ -133,8 +135,8 @@ fn search(t: &PtraceTarget, maps: &[&Mapping], needles: &[&[u8]]) -> Option<u64>
                 if t.read_mem(at, &mut buf).is_err() {
                     break;
                 }
-                if let Some(i) = finder.find(&buf) {
-                    return Some(at + i as u64);
+                if let Some(i) = finder.find_iter(&buf).map(|i| at + i as u64).find(|i| i % align == 0) {
+                    return Some(i);
                 }
                 at += CHUNK;
             }
@@ -185,10 +187,11 @@ impl PtraceTarget {
                 _ => 3,
             }
         });
-        let call = search(self, &maps, linux.syscall_return);
-        let code = match (call, search(self, &maps, linux.sigreturn_code)) {
+        let find = |needles: &[&[u8]]| search(self, &maps, needles, linux.insn_align);
+        let call = find(linux.syscall_return);
+        let code = match (call, find(linux.sigreturn_code)) {
             (Some(call), Some(sigreturn)) => Code::Returning { call, sigreturn },
-            _ => match call.or_else(|| search(self, &maps, &[linux.syscall_insn])) {
+            _ => match call.or_else(|| find(&[linux.syscall_insn])) {
                 Some(call) => Code::Bare { call },
                 None => {
                     return Err(unsuitable(
@@ -269,8 +272,9 @@ impl PtraceTarget {
         let maps = self.maps()?;
         let stack = maps.iter().find(|m| m.contains(RunAddr(sp)) && m.perm.read && m.perm.write);
         let own = stack.is_some_and(|m| {
-            let home = |tp| m.contains(RunAddr(held.saved.get(tp)));
-            m.name == "[stack]" || (m.file == (0, 0) && m.name != "[heap]" && layout.tp.is_none_or(home))
+            let block = layout.tp.map(|tp| held.saved.get(tp)).or_else(|| sys::thread_block(held.tid));
+            let home = block.is_none_or(|at| m.contains(RunAddr(at)));
+            m.name == "[stack]" || (m.file == (0, 0) && m.name != "[heap]" && home)
         });
         if !own {
             return Err(unsuitable(
@@ -296,12 +300,14 @@ impl PtraceTarget {
         if let Some(abort) = self.rseq_abort(tid, held.saved.get(layout.pc)) {
             held.saved.set(layout.pc, abort);
         }
-        let xstate = [sys::NT_X86_XSTATE, sys::NT_PRFPREG].into_iter().find_map(|note| {
+        let read = |note: usize| {
             let mut buf = vec![0u8; 64 * 1024];
             let len = sys::get_regset(tid, note, &mut buf).ok()?;
             buf.truncate(len);
             Some((note, buf))
-        });
+        };
+        let xstate: Vec<(usize, Vec<u8>)> =
+            sys::EXTENDED_STATE.iter().filter_map(|group| group.iter().find_map(|note| read(*note))).collect();
         let mask =
             sys::get_sigmask(tid).map_err(|e| system(format!("read the signal mask of {}", self.thread(tid)), e))?;
 
@@ -313,22 +319,23 @@ impl PtraceTarget {
             if matches!(errno, 512..=514 | ERESTART_RESTARTBLOCK) && layout.error_flag.is_none() {
                 back.set(layout.result, nr);
                 back.set(layout.pc, back.get(layout.pc).wrapping_sub(linux.syscall_insn.len() as u64));
-                back.set(restart_nr, u64::MAX);
+                back.set(restart_nr, layout.restart_none);
             }
         }
-        let frame = match (held.code, &xstate) {
-            (Code::Returning { sigreturn, .. }, Some((_, x))) => {
-                self.arch.rescue_frame(&back, x, mask).map(|f| (f, sigreturn))
+        let frame = match held.code {
+            Code::Returning { sigreturn, .. } => {
+                let state: Vec<u8> = xstate.iter().flat_map(|(_, bytes)| bytes).copied().collect();
+                self.arch.rescue_frame(&back, &state, mask).map(|f| (f, sigreturn))
             }
-            _ => None,
+            Code::Bare { .. } => None,
         };
         let top = held.saved.get(layout.sp) - linux.red_zone;
-        let word = usize::from(layout.word);
         let (sp, end, lowest) = match &frame {
             Some((f, _)) => (f.sp, f.at + f.bytes.len() as u64, f.at.min(f.sp)),
             None => {
-                let sp = ((top - 256) & !15) - if layout.ra.is_none() { word as u64 } else { 0 };
-                (sp, sp + word as u64, sp)
+                let sp = ((top - 256) & !15) - if layout.ra.is_none() { self.word() } else { 0 };
+                // A return address, or arguments.
+                (sp, sp + 8 * self.word(), sp)
             }
         };
         let scratch = (lowest - linux.red_zone - SCRATCH as u64) & !15;
@@ -338,13 +345,20 @@ impl PtraceTarget {
         held.ground = Some(Ground { xstate, mask, sp, sigreturn, scratch, under: (scratch, under) });
         if let Some((f, sigreturn)) = frame {
             self.write_mem(f.at, &f.bytes)?;
-            self.write_word(f.sp, sigreturn)?;
+            if layout.ra.is_none() {
+                self.write_word(f.sp, sigreturn)?;
+            }
         }
         Ok(())
     }
 
+    /// Length of an address, bytes.
+    fn word(&self) -> u64 {
+        u64::from(self.arch.address_bits() / 8)
+    }
+
     fn write_word(&self, at: u64, value: u64) -> Result<(), TargetError> {
-        let mut bytes = vec![0u8; usize::from(self.layout().word)];
+        let mut bytes = vec![0u8; self.word() as usize];
         store(&mut bytes, self.arch.data_endian(), value);
         self.write_mem(at, &bytes)
     }
@@ -377,7 +391,7 @@ impl PtraceTarget {
         let layout = self.layout();
         let mut regs = held.saved;
         if let Some(r) = layout.restart_nr {
-            regs.set(r, u64::MAX);
+            regs.set(r, layout.restart_none);
         }
         if let Some(g) = &held.ground {
             regs.set(layout.sp, g.sp);
@@ -461,11 +475,15 @@ impl PtraceTarget {
         let mut regs = self.base_registers(held);
         let (Code::Returning { call, .. } | Code::Bare { call }) = held.code;
         regs.set(layout.pc, call);
+        let on_stack = self.linux()?.stack_args.map(|words| regs.get(layout.sp) + u64::from(words) * self.word());
         for (i, a) in args.iter().enumerate() {
-            match layout.syscall_args.get(i) {
-                Some(r) => regs.set(*r, *a),
-                None if *a == 0 => {}
-                None => return Err(TargetError::Unsupported { what: "pass that many arguments to a system call" }),
+            match (layout.syscall_args.get(i), on_stack) {
+                (Some(r), _) => regs.set(*r, *a),
+                (None, Some(first)) => {
+                    self.write_word(first + (i - layout.syscall_args.len()) as u64 * self.word(), *a)?;
+                }
+                (None, None) if *a == 0 => {}
+                _ => return Err(TargetError::Unsupported { what: "pass that many arguments to a system call" }),
             }
         }
         regs.set(layout.syscall_nr, nr);
@@ -478,13 +496,13 @@ impl PtraceTarget {
                 other => return Err(self.fault(held, name, other)),
             }
         }
-        let now = read_registers(layout, self.is_big(), held.tid)
+        let now = read_registers(self.arch, held.tid)
             .map_err(|e| system(format!("read the registers of {}", self.thread(held.tid)), e))?;
         let result = now.get(layout.result);
         // The last 4095 values are errors in every ABI that has no flag for them (include/linux/err.h, MAX_ERRNO).
         let (failed, errno) = match layout.error_flag {
             Some(flag) => (now.get(flag) != 0, result),
-            None if layout.word == 4 => ((result as u32) > u32::MAX - 4095, u64::from((result as u32).wrapping_neg())),
+            None if self.word() == 4 => ((result as u32) > u32::MAX - 4095, u64::from((result as u32).wrapping_neg())),
             None => (result > u64::MAX - 4095, result.wrapping_neg()),
         };
         if failed { Err(TargetError::Injected { call: name, errno }) } else { Ok(result) }
@@ -515,6 +533,9 @@ impl PtraceTarget {
         regs.set(layout.pc, entry.0);
         for (r, a) in layout.call_args.iter().zip(args) {
             regs.set(*r, *a);
+        }
+        if let Some(r) = layout.entry {
+            regs.set(r, entry.0);
         }
         let deadline = Instant::now() + CALL_DEADLINE;
         match (held.code, sigreturn) {
@@ -552,7 +573,7 @@ impl PtraceTarget {
         let Some(nr) = layout.restart_nr else {
             return Err(TargetError::Unsupported { what: "call functions of the target on this architecture" });
         };
-        let word = u64::from(layout.word);
+        let word = self.word();
         let ret = call + self.linux()?.syscall_insn.len() as u64;
         // The frame's place is aligned as at a function's entry, so two words have to go on top.
         self.write_word(sp, sigreturn)?;
@@ -569,7 +590,7 @@ impl PtraceTarget {
             // Or else it is a system call of the function's own.
             if now.get(layout.pc) == ret && now.get(layout.sp) == sp - word {
                 let result = now.get(nr);
-                now.set(nr, u64::MAX);
+                now.set(nr, layout.restart_none);
                 self.write(held, &now)?;
                 self.run(held, Go::ToSyscall, "return from a function", deadline)?;
                 return Ok(result);
@@ -616,12 +637,12 @@ impl PtraceTarget {
     }
 
     fn write(&self, held: &Held, regs: &Registers) -> Result<(), TargetError> {
-        write_registers(self.layout(), self.is_big(), held.tid, regs)
+        write_registers(self.arch, held.tid, regs)
             .map_err(|e| system(format!("set up a call in {}", self.thread(held.tid)), e))
     }
 
     fn call_registers(&self, held: &Held) -> Result<Registers, TargetError> {
-        read_registers(self.layout(), self.is_big(), held.tid)
+        read_registers(self.arch, held.tid)
             .map_err(|e| system(format!("read the registers of {}", self.thread(held.tid)), e))
     }
 
@@ -648,15 +669,15 @@ impl PtraceTarget {
         }
         let Some(g) = &held.ground else { return Ok(()) };
         let error = |what: &'static str| move |e: Errno| system(format!("restore the {what} of thread {tid}"), e);
-        if let Some((note, saved)) = &g.xstate {
+        for (note, saved) in &g.xstate {
             let mut now = vec![0u8; saved.len()];
             let same = sys::get_regset(tid, *note, &mut now).is_ok_and(|n| n == saved.len()) && now == *saved;
             if !same {
-                sys::set_regset(tid, *note, saved).map_err(error("floating point state"))?;
+                sys::set_regset(tid, *note, saved).map_err(error("extended state"))?;
             }
         }
         sys::set_sigmask(tid, g.mask).map_err(error("signal mask"))?;
-        write_registers(self.layout(), self.is_big(), tid, &held.saved).map_err(error("registers"))?;
+        write_registers(self.arch, tid, &held.saved).map_err(error("registers"))?;
         self.write_mem(g.under.0, &g.under.1)?;
         if let Some(t) = self.tasks.get_mut(&tid) {
             t.regs = held.saved;

@@ -138,8 +138,8 @@ impl PtraceTarget {
 
     fn read_mem(&self, addr: u64, buf: &mut [u8]) -> Result<(), TargetError> {
         // process_vm_readv stops early where it comes to something unmapped or unreadable. /proc/PID/mem reads the
-        // unreadable, too.
-        let done = sys::vm_read(self.pid, addr as usize, buf).unwrap_or(0);
+        // unreadable, too, and what is beyond the addresses of this tool.
+        let done = usize::try_from(addr).map_or(0, |at| sys::vm_read(self.pid, at, buf).unwrap_or(0));
         if done == buf.len() {
             return Ok(());
         }
@@ -161,6 +161,9 @@ impl PtraceTarget {
         const WORD: usize = size_of::<usize>();
         let mut at = addr & !(WORD as u64 - 1);
         let end = addr + bytes.len() as u64;
+        if usize::try_from(end).is_err() {
+            return Err(memory("write", addr, bytes.len(), "it is beyond the addresses of this tool".to_owned()));
+        }
         while at < end {
             let mut word = [0u8; WORD];
             self.read_mem(at, &mut word)?;

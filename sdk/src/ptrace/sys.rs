@@ -22,11 +22,17 @@ pub(super) const EVENT_STOP: i32 = 128;
 /// `PTRACE_EVENT_EXEC`
 pub(super) const EVENT_EXEC: i32 = libc::PTRACE_EVENT_EXEC;
 /// General registers (kernel include/uapi/linux/elf.h).
-pub(super) const NT_PRSTATUS: usize = 1;
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+const NT_PRSTATUS: usize = 1;
 /// Floating point registers.
-pub(super) const NT_PRFPREG: usize = 2;
+const NT_PRFPREG: usize = 2;
 /// The XSAVE area of x86.
-pub(super) const NT_X86_XSTATE: usize = 0x202;
+const NT_X86_XSTATE: usize = 0x202;
+/// The DSP accumulators of MIPS.
+const NT_MIPS_DSP: usize = 0x800;
+/// Register sets that hold state beside the general registers. Of each group the first is taken that there is; a number
+/// that belongs to another architecture is refused by the kernel.
+pub(super) const EXTENDED_STATE: [&[usize]; 2] = [&[NT_X86_XSTATE, NT_PRFPREG], &[NT_MIPS_DSP]];
 /// PTRACE_GET_RSEQ_CONFIGURATION, since Linux 5.13; not in every libc.
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 
@@ -107,15 +113,96 @@ pub(super) fn set_regset(tid: i32, note: usize, buf: &[u8]) -> Result<()> {
     ptrace(libc::PTRACE_SETREGSET as u32, tid, note, (&raw mut iov) as usize)
 }
 
-/// The thread's mask of blocked signals; in calls like ppoll, the mask that it returns to.
-pub(super) fn get_sigmask(tid: i32) -> Result<u64> {
-    let mut mask = 0u64;
-    ptrace(libc::PTRACE_GETSIGMASK as u32, tid, size_of::<u64>(), (&raw mut mask) as usize)?;
-    Ok(mask)
+/// Reads the general registers; returns the length of the set.
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+pub(super) fn get_registers(tid: i32, buf: &mut [u8]) -> Result<usize> {
+    get_regset(tid, NT_PRSTATUS, buf)
 }
 
-pub(super) fn set_sigmask(tid: i32, mask: u64) -> Result<()> {
-    ptrace(libc::PTRACE_SETSIGMASK as u32, tid, size_of::<u64>(), (&raw const mask) as usize)
+/// Writes the general registers.
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+pub(super) fn set_registers(tid: i32, buf: &[u8]) -> Result<()> {
+    set_regset(tid, NT_PRSTATUS, buf)
+}
+
+/// 38 words of 64 bits: NT_PRSTATUS lacks those in which MIPS kernels keep how to restart a system call
+/// (arch/mips/kernel/ptrace.c, ptrace_getregs and gpr32_set).
+#[cfg(any(target_arch = "mips", target_arch = "mips64"))]
+const GETREGS_LEN: usize = 38 * 8;
+
+/// Reads the general registers; returns the length of the set.
+#[cfg(any(target_arch = "mips", target_arch = "mips64"))]
+pub(super) fn get_registers(tid: i32, buf: &mut [u8]) -> Result<usize> {
+    const PTRACE_GETREGS: u32 = 12;
+    let buf = buf.get_mut(..GETREGS_LEN).ok_or(Errno::EINVAL)?;
+    ptrace(PTRACE_GETREGS, tid, 0, buf.as_mut_ptr() as usize)?;
+    Ok(GETREGS_LEN)
+}
+
+/// Writes the general registers.
+#[cfg(any(target_arch = "mips", target_arch = "mips64"))]
+pub(super) fn set_registers(tid: i32, buf: &[u8]) -> Result<()> {
+    const PTRACE_SETREGS: u32 = 13;
+    if buf.len() != GETREGS_LEN {
+        return Err(Errno::EINVAL);
+    }
+    ptrace(PTRACE_SETREGS, tid, 0, buf.as_ptr() as usize)
+}
+
+/// An address in the thread's control block, where the thread pointer is in no general register.
+#[cfg(any(target_arch = "mips", target_arch = "mips64"))]
+pub(super) fn thread_block(tid: i32) -> Option<u64> {
+    const PTRACE_GET_THREAD_AREA: u32 = 25;
+    /// The thread pointer is that far past the end of the block, which variables with initial values follow
+    /// (glibc sysdeps/mips/nptl/tls.h, TLS_TCB_OFFSET).
+    const BIAS: u64 = 0x7000;
+    let mut pointer = 0usize;
+    ptrace(PTRACE_GET_THREAD_AREA, tid, 0, (&raw mut pointer) as usize).ok()?;
+    (pointer as u64).checked_sub(BIAS + 1)
+}
+
+/// An address in the thread's control block, where the thread pointer is in no general register.
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+pub(super) fn thread_block(_: i32) -> Option<u64> {
+    None
+}
+
+/// A kernel's `sigset_t`: an array of longs, the one with the lowest signals first. There are 64 signals, on MIPS 128
+/// (include/uapi/asm-generic/signal.h, arch/mips/include/uapi/asm/signal.h).
+type SigSet = [u8; if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 16 } else { 8 }];
+
+/// Is it a kernel with longs of 64 bits, under a tool that has 32?
+fn kernel_is_wider() -> bool {
+    cfg!(target_pointer_width = "32")
+        && nix::sys::utsname::uname().is_ok_and(|u| u.machine().to_str().is_some_and(|m| m.contains("64")))
+}
+
+/// Turns a mask with bit 0 for signal 1 into a set, or back: both are the same exchange of words.
+fn exchange(bytes: SigSet) -> SigSet {
+    let mut out = bytes;
+    if cfg!(target_endian = "big") {
+        let long = if kernel_is_wider() { 8 } else { size_of::<usize>() };
+        for (to, from) in out.chunks_exact_mut(long).zip(bytes.chunks_exact(long)) {
+            to.iter_mut().zip(from.iter().rev()).for_each(|(t, f)| *t = *f);
+        }
+    }
+    out
+}
+
+/// The thread's mask of blocked signals, bit 0 for signal 1; in calls like ppoll, the mask that it returns to.
+pub(super) fn get_sigmask(tid: i32) -> Result<u128> {
+    let mut set: SigSet = [0; size_of::<SigSet>()];
+    ptrace(libc::PTRACE_GETSIGMASK as u32, tid, size_of::<SigSet>(), (&raw mut set) as usize)?;
+    let mut mask = [0; 16];
+    mask[..size_of::<SigSet>()].copy_from_slice(&exchange(set));
+    Ok(u128::from_le_bytes(mask))
+}
+
+pub(super) fn set_sigmask(tid: i32, mask: u128) -> Result<()> {
+    let mut set: SigSet = [0; size_of::<SigSet>()];
+    set.copy_from_slice(&mask.to_le_bytes()[..size_of::<SigSet>()]);
+    let set = exchange(set);
+    ptrace(libc::PTRACE_SETSIGMASK as u32, tid, size_of::<SigSet>(), (&raw const set) as usize)
 }
 
 /// Writes one word, through any protection.

@@ -11,7 +11,7 @@
 //!   are made again by the kernel since no handler runs. Some end with EINTR for good (signal(7), "Interruption of system
 //!   calls and library functions by stop signals"): their result is changed to ERESTARTNOHAND, which makes the kernel do
 //!   the same with them, and still gives EINTR if a handler is to run (arch/x86/kernel/signal.c,
-//!   arch_do_signal_or_restart).
+//!   arch_do_signal_or_restart; arch/mips/kernel/signal.c, do_signal).
 
 use super::{PtraceTarget, Status, gone, proc_error, process, sys, system, unsuitable};
 use crate::restart::restarted;
@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 use sys::{Event, Go};
-use tigerfix_core::arch::{RegisterLayout, Registers};
+use tigerfix_core::arch::{Arch, RegisterLayout, Registers};
 use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{TargetError, ThreadId, Threads};
 
@@ -96,43 +96,43 @@ impl Patience {
     }
 }
 
+/// Are the kernel's words for registers longer than those of the program? Then they are sign-extended there, and are not
+/// here.
+fn is_narrow(arch: &dyn Arch) -> bool {
+    arch.address_bits() < 8 * arch.registers().word
+}
+
 /// Reads registers of a stopped thread.
-pub(super) fn read_registers(layout: &RegisterLayout, big: bool, tid: i32) -> Result<Registers, Errno> {
-    let (count, word) = (usize::from(layout.count), usize::from(layout.word));
+pub(super) fn read_registers(arch: &dyn Arch, tid: i32) -> Result<Registers, Errno> {
+    let (count, word) = (usize::from(arch.registers().count), usize::from(arch.registers().word));
     let mut buf = [0u8; Registers::MAX * 8];
-    let len = sys::get_regset(tid, sys::NT_PRSTATUS, &mut buf)?;
+    let len = sys::get_registers(tid, &mut buf)?;
     // A program in another mode of the processor (i386) has a set of another size.
     if len != count * word {
         return Err(Errno::ENOEXEC);
     }
     let mut regs = Registers::ZERO;
     for (v, b) in regs.values.iter_mut().zip(buf[..len].chunks_exact(word)) {
-        *v = load(b, endian(big));
+        let value = load(b, arch.data_endian());
+        *v = if is_narrow(arch) { u64::from(value as u32) } else { value };
     }
     Ok(regs)
 }
 
 /// Writes registers of a stopped thread.
-pub(super) fn write_registers(layout: &RegisterLayout, big: bool, tid: i32, regs: &Registers) -> Result<(), Errno> {
-    let (count, word) = (usize::from(layout.count), usize::from(layout.word));
+pub(super) fn write_registers(arch: &dyn Arch, tid: i32, regs: &Registers) -> Result<(), Errno> {
+    let (count, word) = (usize::from(arch.registers().count), usize::from(arch.registers().word));
     let mut buf = [0u8; Registers::MAX * 8];
     for (v, b) in regs.values.iter().zip(buf[..count * word].chunks_exact_mut(word)) {
-        store(b, endian(big), *v);
+        let value = if is_narrow(arch) { *v as u32 as i32 as i64 as u64 } else { *v };
+        store(b, arch.data_endian(), value);
     }
-    sys::set_regset(tid, sys::NT_PRSTATUS, &buf[..count * word])
-}
-
-fn endian(big: bool) -> tigerfix_core::field::Endian {
-    if big { tigerfix_core::field::Endian::Big } else { tigerfix_core::field::Endian::Little }
+    sys::set_registers(tid, &buf[..count * word])
 }
 
 impl PtraceTarget {
     pub(super) fn layout(&self) -> &'static RegisterLayout {
         self.arch.registers()
-    }
-
-    pub(super) fn is_big(&self) -> bool {
-        self.arch.data_endian() == tigerfix_core::field::Endian::Big
     }
 
     fn task_file(&self, tid: i32, file: &str) -> String {
@@ -278,11 +278,11 @@ impl PtraceTarget {
 
     /// Reads the registers of a thread that has just stopped, and puts its interrupted call in order.
     fn settle(&mut self, tid: i32) -> Result<(), TargetError> {
-        let (layout, big) = (self.layout(), self.is_big());
+        let layout = self.layout();
         if let Some(t) = self.tasks.get_mut(&tid) {
             t.phase = Phase::Stopped;
         }
-        let mut regs = match read_registers(layout, big, tid) {
+        let mut regs = match read_registers(self.arch, tid) {
             Ok(r) => r,
             Err(Errno::ENOEXEC) => {
                 return Err(unsuitable("other-abi", tid, "runs in another mode of the processor than its program's"));
@@ -293,7 +293,7 @@ impl PtraceTarget {
         };
         if let Some(again) = self.arch.linux().and_then(|l| restarted(layout, l, &regs)) {
             regs = again;
-            write_registers(layout, big, tid, &regs)
+            write_registers(self.arch, tid, &regs)
                 .map_err(|e| system(format!("write the registers of {}", self.thread(tid)), e))?;
         }
         if let Some(t) = self.tasks.get_mut(&tid) {
