@@ -34,9 +34,12 @@ use tigerfix_core::arch::{Arch, ElfIdent, LinuxAbi, RegisterLayout};
 use tigerfix_core::field::Endian;
 
 mod cache;
+pub mod constants;
+pub mod flow;
 mod got;
 #[cfg(feature = "alloc")]
 mod normalize;
+pub mod operands;
 mod registers;
 mod relocations;
 #[cfg(feature = "alloc")]

@@ -24,6 +24,8 @@
 //! encoding", and the instructions' own pages in C6.2.
 
 use crate::Aarch64;
+use crate::constants::{is_add, offset, page};
+use crate::flow::direct;
 use tigerfix_core::arch::{Code, Constants, EncodeError, JumpForm, Reach, TrampolineEncoder, Via};
 
 /// `b`, without its offset.
@@ -235,27 +237,6 @@ fn first(code: &[u8]) -> Option<u32> {
     code.first_chunk().map(|w| u32::from_le_bytes(*w))
 }
 
-/// `width` bits from `lsb` on, sign-extended.
-fn signed(w: u32, lsb: u32, width: u32) -> i64 {
-    i64::from((w << (32 - lsb - width)) as i32 >> (32 - width))
-}
-
-/// Where a branch, `adr` or literal of one instruction leads.
-fn direct(w: u32, here: u64) -> Option<u64> {
-    let to = |offset: i64| Some(here.wrapping_add_signed(offset));
-    match w >> 24 {
-        0x14..=0x17 | 0x94..=0x97 => to(4 * signed(w, 0, 26)), // b, bl
-        // b.cond, bc.cond; cbz, cbnz
-        0x54 | 0x34 | 0x35 | 0xb4 | 0xb5 => to(4 * signed(w, 5, 19)),
-        0x36 | 0x37 | 0xb6 | 0xb7 => to(4 * signed(w, 5, 14)), // tbz, tbnz
-        0x74 | 0x75 | 0xf4 | 0xf5 => to(4 * signed(w, 5, 9)),  // cb<cc>, cbb<cc>, cbh<cc>
-        // ldr, ldrsw, prfm of a literal
-        0x18 | 0x1c | 0x58 | 0x5c | 0x98 | 0x9c | 0xd8 => to(4 * signed(w, 5, 19)),
-        0x10 | 0x30 | 0x50 | 0x70 => to(signed(w, 5, 19) << 2 | i64::from(w >> 29 & 3)), // adr
-        _ => None,
-    }
-}
-
 /// Addresses that instructions build together.
 #[derive(Clone, Copy, Default)]
 struct Pages {
@@ -268,10 +249,8 @@ struct Pages {
 impl Pages {
     fn step(&mut self, w: u32, here: u64, found: &mut dyn FnMut(u64)) {
         let (rd, rn) = ((w & 31) as usize, (w >> 5 & 31) as usize);
-        if w >> 24 & 0x9f == 0x90 {
-            // adrp
-            let pages = signed(w, 5, 19) << 2 | i64::from(w >> 29 & 3);
-            self.page[rd] = Some((here & !0xfff).wrapping_add_signed(pages << 12));
+        if let Some((_, page)) = page(w, here) {
+            self.page[rd] = Some(page);
             self.sum[rd] = None;
             return;
         }
@@ -286,26 +265,6 @@ impl Pages {
             self.sum[rd] = targets[0].or(targets[1]);
         }
     }
-}
-
-/// `add` or `sub` of an immediate to 64 bits, flags left alone.
-fn is_add(w: u32) -> bool {
-    w >> 23 & 0x17f == 0x122
-}
-
-/// The constant that an instruction adds to its base register.
-fn offset(w: u32) -> Option<i64> {
-    let imm12 = i64::from(w >> 10 & 0xfff);
-    if is_add(w) {
-        let value = if w >> 22 & 1 == 1 { imm12 << 12 } else { imm12 };
-        return Some(if w >> 30 & 1 == 1 { -value } else { value });
-    }
-    // Loads and stores with an unsigned offset, scaled by the size of the access (vector registers: up to 16 bytes).
-    if w >> 24 & 0x3b == 0x39 {
-        let whole = w >> 26 & 1 == 1 && w >> 23 & 1 == 1;
-        return Some(imm12 << (w >> 30) << if whole { 4 } else { 0 });
-    }
-    None
 }
 
 /// The address that a stored code pointer means: return addresses may carry an authentication code in the bits above

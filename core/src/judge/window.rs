@@ -76,9 +76,8 @@ pub(super) fn judge(listing: &Listing<'_>, site: &Site) -> Result<Judged, JudgeE
     if decoded < (from + window).min(entry.saturating_add(size)) {
         figures.window = decoded.saturating_sub(from) as u8;
     }
-    let fits = |f: &&crate::arch::JumpForm| {
-        from.is_multiple_of(u64::from(f.align.max(1))) && listing.arch.suits(f, here)
-    };
+    let fits =
+        |f: &&crate::arch::JumpForm| from.is_multiple_of(u64::from(f.align.max(1))) && listing.arch.suits(f, here);
     let needed = listing.arch.forms().iter().filter(fits).map(|f| f.len).min();
     let needed = needed.unwrap_or(u8::MAX);
     if figures.window < needed {

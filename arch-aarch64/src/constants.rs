@@ -1,0 +1,182 @@
+//! Addresses that several instructions build together: `adrp` and `add`, or an offset in a load; `movz` and `movk`.
+//!
+//! Odd in this architecture: of the two instructions only the second knows the address, and compilers put others between, or
+//! use one `adrp` for several addresses of its page, also in other blocks.
+//!
+//! Source: Arm ARM, C6.2; AAELF64, "Relocation optimization", for the sequences that are usual.
+
+use crate::flow::{direct, signed};
+use crate::operands::operands;
+
+/// The page that an `adrp` at `at` computes, and the register that it goes to.
+pub(crate) fn page(word: u32, at: u64) -> Option<(u32, u64)> {
+    if word >> 24 & 0x9f != 0x90 {
+        return None;
+    }
+    let pages = signed(word, 5, 19) << 2 | i64::from(word >> 29 & 3);
+    Some((word & 31, (at & !0xfff).wrapping_add_signed(pages << 12)))
+}
+
+/// `add` or `sub` of a constant to 64 bits, flags left alone.
+pub(crate) fn is_add(word: u32) -> bool {
+    word >> 23 & 0x17f == 0x122
+}
+
+/// The constant that an `add`, a load or a store adds to its base register.
+pub(crate) fn offset(word: u32) -> Option<i64> {
+    let imm12 = i64::from(word >> 10 & 0xfff);
+    if is_add(word) {
+        let value = if word >> 22 & 1 == 1 { imm12 << 12 } else { imm12 };
+        return Some(if word >> 30 & 1 == 1 { -value } else { value });
+    }
+    // Loads and stores with an unsigned offset, scaled by the size of the access (vector registers: up to 16 bytes).
+    if word >> 24 & 0x3b == 0x39 {
+        let whole = word >> 26 & 1 == 1 && word >> 23 & 1 == 1;
+        return Some(imm12 << (word >> 30) << if whole { 4 } else { 0 });
+    }
+    None
+}
+
+/// What is known of the general registers, instruction by instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tracker {
+    values: [Option<u64>; 31],
+}
+
+impl Tracker {
+    fn set(&mut self, register: u32, value: Option<u64>) {
+        if let Some(v) = self.values.get_mut(register as usize) {
+            *v = value;
+        }
+    }
+
+    /// What a register holds, where that is known.
+    #[must_use]
+    pub fn value(&self, register: u32) -> Option<u64> {
+        self.values.get(register as usize).copied().flatten()
+    }
+
+    /// Goes on behind the instruction `word` at `at`. Returns the address that it computes or accesses, if it is a constant.
+    /// An `adrp` alone refers to nothing.
+    pub fn step(&mut self, word: u32, at: u64) -> Option<u64> {
+        let (d, n) = (word & 31, word >> 5 & 31);
+        let mut result = None;
+        let refers = if let Some((_, page)) = page(word, at) {
+            result = Some((d, page));
+            None
+        } else if word >> 24 & 0x9f == 0x10 {
+            // adr
+            let to = direct(word, at);
+            result = to.map(|v| (d, v));
+            to
+        } else if word >> 24 & 0x3b == 0x18 {
+            direct(word, at) // a literal
+        } else if let (Some(base), Some(offset)) = (self.value(n), offset(word)) {
+            let to = base.wrapping_add_signed(offset);
+            result = is_add(word).then_some((d, to));
+            Some(to)
+        } else if word & 0xffe0_ffe0 == 0xaa00_03e0 {
+            // mov between registers
+            result = self.value(word >> 16 & 31).map(|v| (d, v));
+            None
+        } else if word >> 23 & 0x1ff == 0x1a5 || word >> 23 & 0x1ff == 0x1e5 {
+            // movz, movk
+            let shift = (word >> 21 & 3) * 16;
+            let part = u64::from(word >> 5 & 0xffff) << shift;
+            let whole = match word >> 29 & 3 {
+                2 => Some(part),
+                _ => self.value(d).map(|v| v & !(0xffff << shift) | part),
+            };
+            result = whole.map(|v| (d, v));
+            // The last part of an address is its upper one.
+            whole.filter(|_| word >> 29 & 3 == 3 && shift != 0)
+        } else {
+            None
+        };
+        let writes = operands(word).writes.0;
+        for (register, value) in self.values.iter_mut().enumerate() {
+            if writes >> register & 1 == 1 {
+                *value = None;
+            }
+        }
+        if let Some((register, value)) = result {
+            self.set(register, Some(value));
+        }
+        refers
+    }
+
+    /// Forgets what a function that was called may have changed.
+    pub fn called(&mut self) {
+        for (register, value) in self.values.iter_mut().enumerate() {
+            if !(19..=29).contains(&register) {
+                *value = None;
+            }
+        }
+    }
+
+    /// Goes on where another way leads as well, or (`falls` is false) only that one.
+    pub fn join(&mut self, other: &Tracker, falls: bool) {
+        if !falls {
+            *self = *other;
+            return;
+        }
+        for (mine, theirs) in self.values.iter_mut().zip(other.values) {
+            if *mine != theirs {
+                *mine = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_add_up() {
+        // (words, what the last one refers to)
+        let rows: &[(&[u32], Option<u64>)] = &[
+            (&[0xb000_0001, 0x9100_8021], Some(0x40_2020)), // adrp x1; add x1, x1, #0x20
+            (&[0xb000_0001, 0x9140_0421], Some(0x40_3000)), // add x1, x1, #1, lsl #12
+            (&[0xb000_0001, 0xd100_1021], Some(0x40_1ffc)), // sub x1, x1, #4
+            (&[0xb000_0001, 0xf940_1022], Some(0x40_2020)), // ldr x2, [x1, #0x20]
+            (&[0xb000_0001, 0x3940_1022], Some(0x40_2004)), // ldrb w2, [x1, #4]
+            (&[0xb000_0001, 0x3d80_0422], Some(0x40_2010)), // str q2, [x1, #0x10]
+            (&[0xb000_0001, 0xaa01_03e3, 0x9100_8062], Some(0x40_2020)), // mov x3, x1; add x2, x3, #0x20
+            (&[0xb000_0001, 0x9100_4021, 0xf940_0422], Some(0x40_2018)), // add x1, x1, #0x10; ldr x2, [x1, #8]
+            (&[0x1000_8001], Some(0x40_2000)),              // adr x1
+            (&[0x5800_8001], Some(0x40_2000)),              // ldr x1, literal
+            (&[0xd284_0001, 0xf2a0_0801], Some(0x40_2000)), // movz x1, #0x2000; movk x1, #0x40, lsl #16
+            (&[0xb000_0001], None),                         // adrp alone
+            (&[0xb000_0001, 0x9100_8043], None),            // add x3, x2, #0x20: of another register
+            (&[0xb000_0001, 0xf940_0021, 0x9100_8021], None), // ldr x1, [x1]: the page is gone
+            (&[0xb000_0001, 0x8b02_0021, 0x9100_8021], None), // add x1, x1, x2
+            (&[0xd284_0001], None),                         // movz: a number
+        ];
+        for (words, expect) in rows {
+            let mut tracker = Tracker::default();
+            let mut last = None;
+            for (i, w) in words.iter().enumerate() {
+                last = tracker.step(*w, 0x40_1000 + 4 * i as u64);
+            }
+            assert_eq!(last, *expect, "{words:x?}");
+        }
+    }
+
+    #[test]
+    fn calls_and_joins_forget() {
+        let mut tracker = Tracker::default();
+        tracker.step(0xb000_0001, 0x40_1000); // adrp x1
+        tracker.step(0xb000_0013, 0x40_1004); // adrp x19
+        let mut after = tracker;
+        after.called();
+        assert_eq!((after.value(1), after.value(19)), (None, Some(0x40_2000)));
+        let mut other = tracker;
+        other.step(0xd000_0001, 0x40_1008); // adrp x1, another page
+        let mut both = tracker;
+        both.join(&other, true);
+        assert_eq!((both.value(1), both.value(19)), (None, Some(0x40_2000)));
+        tracker.join(&other, false);
+        assert_eq!(tracker.value(1), Some(0x40_3000));
+    }
+}
