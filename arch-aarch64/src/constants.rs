@@ -7,6 +7,7 @@
 
 use crate::flow::{direct, signed};
 use crate::operands::operands;
+use tigerfix_core::arch::Constants;
 
 /// The page that an `adrp` at `at` computes, and the register that it goes to.
 pub(crate) fn page(word: u32, at: u64) -> Option<(u32, u64)> {
@@ -57,8 +58,8 @@ impl Tracker {
     }
 
     /// Goes on behind the instruction `word` at `at`. Returns the address that it computes or accesses, if it is a constant.
-    /// An `adrp` alone refers to nothing.
-    pub fn step(&mut self, word: u32, at: u64) -> Option<u64> {
+    /// An `adrp` alone refers to nothing; a load from the global offset table refers to what is in there, if that is known.
+    pub fn step(&mut self, word: u32, at: u64, constants: &Constants<'_>) -> Option<u64> {
         let (d, n) = (word & 31, word >> 5 & 31);
         let mut result = None;
         let refers = if let Some((_, page)) = page(word, at) {
@@ -73,8 +74,10 @@ impl Tracker {
             direct(word, at) // a literal
         } else if let (Some(base), Some(offset)) = (self.value(n), offset(word)) {
             let to = base.wrapping_add_signed(offset);
-            result = is_add(word).then_some((d, to));
-            Some(to)
+            // ldr of 64 bits; the dynamic loader has yet to fill in what is 0
+            let slot = if word >> 22 == 0x3e5 { (constants.word)(to).filter(|w| *w != 0) } else { None };
+            result = if is_add(word) { Some((d, to)) } else { slot.map(|w| (d, w)) };
+            Some(slot.unwrap_or(to))
         } else if word & 0xffe0_ffe0 == 0xaa00_03e0 {
             // mov between registers
             result = self.value(word >> 16 & 31).map(|v| (d, v));
@@ -157,22 +160,40 @@ mod tests {
             let mut tracker = Tracker::default();
             let mut last = None;
             for (i, w) in words.iter().enumerate() {
-                last = tracker.step(*w, 0x40_1000 + 4 * i as u64);
+                last = tracker.step(*w, 0x40_1000 + 4 * i as u64, &Constants::NONE);
             }
             assert_eq!(last, *expect, "{words:x?}");
         }
     }
 
     #[test]
+    fn slots_of_the_global_offset_table_are_looked_up() {
+        let word = |at: u64| match at {
+            0x40_2020 => Some(0x41_2340),
+            0x40_2028 => Some(0),
+            _ => None,
+        };
+        let constants = Constants { gp: None, word: &word };
+        let mut tracker = Tracker::default();
+        tracker.step(0xb000_0001, 0x40_1000, &constants); // adrp x1
+        assert_eq!(tracker.step(0xf940_1022, 0x40_1004, &constants), Some(0x41_2340)); // ldr x2, [x1, #0x20]
+        assert_eq!(tracker.value(2), Some(0x41_2340));
+        assert_eq!(tracker.step(0xf940_1422, 0x40_1008, &constants), Some(0x40_2028)); // ldr x2, [x1, #0x28]
+        assert_eq!(tracker.value(2), None);
+        assert_eq!(tracker.step(0xb940_2022, 0x40_100c, &constants), Some(0x40_2020)); // ldr w2, [x1, #0x20]
+        assert_eq!(tracker.value(2), None);
+    }
+
+    #[test]
     fn calls_and_joins_forget() {
         let mut tracker = Tracker::default();
-        tracker.step(0xb000_0001, 0x40_1000); // adrp x1
-        tracker.step(0xb000_0013, 0x40_1004); // adrp x19
+        tracker.step(0xb000_0001, 0x40_1000, &Constants::NONE); // adrp x1
+        tracker.step(0xb000_0013, 0x40_1004, &Constants::NONE); // adrp x19
         let mut after = tracker;
         after.called();
         assert_eq!((after.value(1), after.value(19)), (None, Some(0x40_2000)));
         let mut other = tracker;
-        other.step(0xd000_0001, 0x40_1008); // adrp x1, another page
+        other.step(0xd000_0001, 0x40_1008, &Constants::NONE); // adrp x1, another page
         let mut both = tracker;
         both.join(&other, true);
         assert_eq!((both.value(1), both.value(19)), (None, Some(0x40_2000)));

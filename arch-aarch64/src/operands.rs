@@ -311,7 +311,7 @@ fn vector(w: Word) -> Operands {
     }
     let scalar = w.is(0xdf00_0000, 0x5e00_0000) || w.is(0xdf00_0000, 0x5f00_0000) || w.is(0xdf00_0000, 0x7e00_0000);
     let scalar = scalar || w.is(0xdf00_0000, 0x7f00_0000);
-    if !scalar && w.bit(31) || w.bits(28, 25) == 0b1111 && !scalar {
+    if !scalar && (w.bit(31) || w.bits(28, 25) == 0b1111) {
         return unknown(w);
     }
     advanced(w, d, n, m)
@@ -325,8 +325,7 @@ fn advanced(w: Word, d: Set, n: Set, m: Set) -> Operands {
         if !w.bit(10) {
             // By element; of 16 bits, only the first 16 registers have them.
             let m = if w.bits(23, 22) == 0b01 { Set::v(w.m() & 15) } else { m };
-            let plain =
-                matches!((w.bits(15, 12), u), (0b1000 | 0b1100 | 0b1101, false) | (0b1001 | 0b1010 | 0b1011, _));
+            let plain = matches!((w.bits(15, 12), u), (0b1000 | 0b1100 | 0b1101, false) | (0b1001..=0b1011, _));
             return with(n.and(m), !plain);
         }
         if w.bits(22, 19) == 0 && !w.bit(23) {

@@ -1,5 +1,6 @@
 //! The back ends that this build carries: the one place where architectures are enumerated.
 
+use tigerfix_arch_aarch64::Aarch64;
 use tigerfix_arch_mips::{MIPS, MIPS64, MIPS64EL, MIPSEL};
 use tigerfix_arch_x86_64::X86_64;
 pub use tigerfix_core::arch::*;
@@ -9,7 +10,10 @@ use tigerfix_core::error::{Class, Explain};
 pub type AnyArch = &'static (dyn Arch + Sync);
 
 /// Every variant of every back end.
-static BACK_ENDS: &[AnyArch] = &[&X86_64, &MIPS, &MIPSEL, &MIPS64, &MIPS64EL];
+static BACK_ENDS: &[AnyArch] = &[&X86_64, &MIPS, &MIPSEL, &MIPS64, &MIPS64EL, &Aarch64];
+
+/// What else users call a back end.
+const OTHER_NAMES: &[(&str, &str)] = &[("amd64", "x86-64"), ("arm64", "aarch64")];
 
 /// No back end takes an ELF file or a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +86,7 @@ pub fn by_name(name: &str) -> Result<AnyArch, UnsupportedArch> {
     let plain = name.replace('_', "-").to_ascii_lowercase();
     BACK_ENDS
         .iter()
-        .find(|a| a.name() == plain || plain == "amd64" && a.name() == "x86-64")
+        .find(|a| a.name() == plain || OTHER_NAMES.contains(&(plain.as_str(), a.name())))
         .or_else(|| BACK_ENDS.iter().find(|a| a.family() == plain))
         .copied()
         .ok_or_else(|| UnsupportedArch::Name { name: name.to_owned() })
@@ -110,6 +114,8 @@ mod tests {
             ("mips64", "mips64el", false),
             ("mips", "x86-64", false),
             ("x86_64", "x86-64", true),
+            ("arm64", "aarch64", true),
+            ("aarch64", "mips", false),
         ] {
             assert_eq!(is_meant(named(asked), named(found)), is, "{asked} for {found}");
         }
@@ -126,6 +132,8 @@ mod tests {
         };
         assert!(refused(8, false, 0x20).contains("N32"));
         assert!(refused(8, false, 0x9000_1000).contains("release 6"));
+        assert!(refused(183, false, 0).contains("ILP32"));
+        assert!(refused(40, false, 0).contains("AArch32"));
         assert!(refused(243, true, 0).contains("e_machine 243"));
     }
 }

@@ -4,6 +4,7 @@
 //! adds (an `Isa`) is the meaning: where control goes, what a constant operand refers to, which registers a caller may
 //! expect to lose in a call, and what capstone gets wrong.
 
+mod aarch64;
 mod mips;
 mod x86_64;
 
@@ -91,6 +92,7 @@ impl CapstoneDecoder {
             "mipsel" => Some(CapstoneDecoder::mips(false, Endian::Little)),
             "mips64" => Some(CapstoneDecoder::mips(true, Endian::Big)),
             "mips64el" => Some(CapstoneDecoder::mips(true, Endian::Little)),
+            "aarch64" => Some(CapstoneDecoder::aarch64()),
             _ => None,
         }
     }
@@ -114,6 +116,16 @@ impl CapstoneDecoder {
     pub fn mips(is_64: bool, endian: Endian) -> CapstoneDecoder {
         let capstone = mips::capstone(is_64, endian).expect("capstone has MIPS");
         CapstoneDecoder { capstone, isa: Box::new(mips::Isa::new(is_64, endian)) }
+    }
+
+    /// The decoder for AArch64.
+    ///
+    /// # Panics
+    /// Where capstone was built without AArch64, which this crate's dependencies exclude, or memory is exhausted.
+    #[must_use]
+    pub fn aarch64() -> CapstoneDecoder {
+        let capstone = aarch64::capstone().expect("capstone has AArch64");
+        CapstoneDecoder { capstone, isa: Box::new(aarch64::Isa) }
     }
 
     /// Disassembles all of `code`, which lies at `addr`, for people to read: bytes that are no instruction are shown
