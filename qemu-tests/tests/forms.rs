@@ -1,25 +1,74 @@
 //! Every jump form, landing and veneer of every back end, from near to the ends of its reach: bytes and text are kept in
 //! snapshots, and an assembler that shares no code with the back ends has to make the same bytes of the text.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::process::Command;
+use std::sync::Mutex;
 
 use capstone::prelude::*;
 use keystone_engine::{Keystone, Mode, OptionType, OptionValue};
-use tigerfix::arch::{self, AnyArch, Code, EncodeError, Expr, Reach, Via};
+use object::{Object as _, ObjectSection as _};
+use tigerfix::arch::{self, AnyArch, Code, EncodeError, Expr, Reach, Via, page_start};
 use tigerfix_core::relocate::put;
 
 /// What the assembler needs to know of a back end, and where its code may lie.
 struct Bench {
     arch: AnyArch,
     disassembler: Capstone,
-    assembler: Keystone,
-    /// What the assembler must be told in front of every instruction.
-    directives: &'static str,
+    assembler: Assembler,
     /// Sites and what a form without limits jumps to.
     sites: [u64; 4],
     anywhere: [u64; 3],
     /// The indirect jump behind which its destination lies as data.
     loads_next: Option<&'static str>,
+}
+
+/// An assembler of somebody else's.
+enum Assembler {
+    /// keystone, and what it must be told in front of every instruction.
+    Keystone(Keystone, &'static str),
+    /// GNU as and ld, for what keystone doesn't know.
+    Gnu(Mutex<HashMap<(u64, String), Vec<u8>>>),
+}
+
+impl Assembler {
+    fn bytes(&self, text: &str, at: u64) -> Vec<u8> {
+        match self {
+            Assembler::Keystone(keystone, directives) => {
+                let out = keystone.asm(format!("{directives}{text}"), at);
+                out.unwrap_or_else(|e| panic!("{text}: {e}")).bytes
+            }
+            Assembler::Gnu(known) => {
+                let key = (at, text.to_owned());
+                let found = known.lock().expect("no panic while locked").get(&key).cloned();
+                found.unwrap_or_else(|| {
+                    let bytes = gnu_aarch64(text, at);
+                    known.lock().expect("no panic while locked").insert(key, bytes.clone());
+                    bytes
+                })
+            }
+        }
+    }
+}
+
+/// Assembles one instruction and links it to `at`. Addresses in it become symbols, which the linker is told.
+fn gnu_aarch64(text: &str, at: u64) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = |name: &str| dir.path().join(name);
+    let relative = ["b ", "adrp ", "ldr "].iter().any(|m| text.starts_with(m)) && !text.contains('[');
+    let (line, symbol) = match text.rsplit_once("#0x").filter(|_| relative) {
+        Some((front, address)) => (format!("{front}target"), format!("--defsym=target=0x{address}")),
+        None => (text.to_owned(), String::from("--defsym=target=0")),
+    };
+    std::fs::write(file("one.s"), format!("{line}\n")).expect("a file");
+    let run = |command: &mut Command| assert!(command.status().expect("it starts").success(), "{text}: {command:?}");
+    run(Command::new("aarch64-linux-gnu-as").args(["-march=armv8.5-a", "-o"]).args([file("one.o"), file("one.s")]));
+    let mut ld = Command::new("aarch64-linux-gnu-ld");
+    run(ld.args(["-e", "0", &format!("-Ttext={at:#x}"), &symbol, "-o"]).args([file("one"), file("one.o")]));
+    let linked = std::fs::read(file("one")).expect("a file");
+    let linked = object::File::parse(&*linked).expect("an ELF file");
+    linked.section_by_name(".text").expect("code").data().expect("its bytes").to_vec()
 }
 
 /// Fails for a back end that has no bench, so that none is forgotten.
@@ -37,14 +86,24 @@ fn bench(name: &str) -> Bench {
             Bench {
                 arch,
                 disassembler: disassembler.expect("capstone has x86"),
-                assembler,
-                directives: "",
+                assembler: Assembler::Keystone(assembler, ""),
                 sites: [0x40_1136, 0x8000_1000, 0x5555_5555_4ffd, 0x7fff_ffff_d000],
                 anywhere: [0x1_0000, 0x7f12_3456_789a, 0x7fff_ffff_dfff],
                 loads_next: Some("jmp qword ptr [rip]"),
             }
         }
         "mips" | "mipsel" | "mips64" | "mips64el" => mips(arch, name.starts_with("mips64"), !name.ends_with("el")),
+        "aarch64" => {
+            let disassembler = Capstone::new().arm64().mode(capstone::arch::arm64::ArchMode::Arm).build();
+            Bench {
+                arch,
+                disassembler: disassembler.expect("capstone has AArch64"),
+                assembler: Assembler::Gnu(Mutex::default()),
+                sites: [0x40_1138, 0x8000_0ff8, 0x5555_5555_4ff0, 0x7fff_ffff_d000],
+                anywhere: [0x1_0000, 0x7f12_3456_789c, 0x7fff_ffff_dffc],
+                loads_next: Some("br x16"),
+            }
+        }
         other => panic!("no assembler for {other}"),
     }
 }
@@ -58,9 +117,11 @@ fn mips(arch: AnyArch, is_64: bool, big: bool) -> Bench {
     Bench {
         arch,
         disassembler: Capstone::new().mips().mode(mode).endian(endian).build().expect("capstone has MIPS"),
-        assembler: Keystone::new(keystone_engine::Arch::MIPS, width | order).expect("keystone has MIPS"),
         // Left to itself it puts a nop behind every jump.
-        directives: ".set noreorder; ",
+        assembler: Assembler::Keystone(
+            Keystone::new(keystone_engine::Arch::MIPS, width | order).expect("keystone has MIPS"),
+            ".set noreorder; ",
+        ),
         sites: if is_64 {
             [0x1_2000_1000, 0x1_2fff_fffc, 0xff_f7c0_0000, 0xff_ffff_e000]
         } else {
@@ -105,6 +166,11 @@ impl Bench {
             let howto = self.arch.howto(r_type).expect("a row");
             let value = match howto.expr {
                 Expr::Abs => there.wrapping_add_signed(addend),
+                Expr::GotPagePc { bits } => {
+                    let place = page_start(at + u64::from(offset), bits);
+                    page_start(there.wrapping_add_signed(addend), bits).wrapping_sub(place)
+                }
+                Expr::GotPageOffset { bits } => there & ((1 << bits) - 1),
                 _ => there.wrapping_add_signed(addend).wrapping_sub(at + u64::from(offset)),
             };
             means = if howto.expr == Expr::Abs { " ->" } else { ", slot" };
@@ -119,15 +185,9 @@ impl Bench {
         for (at, bytes, text) in lines {
             let mine = match text.strip_prefix(".quad 0x") {
                 Some(hex) => u64::from_str_radix(hex, 16).expect("hex").to_le_bytes().to_vec(),
-                None => {
-                    let out = self
-                        .assembler
-                        .asm(format!("{}{text}", self.directives), *at)
-                        .unwrap_or_else(|e| panic!("{text}: {e}"));
-                    assert_ne!(out.bytes.len(), 0, "{text}");
-                    out.bytes
-                }
+                None => self.assembler.bytes(text, *at),
             };
+            assert_ne!(mine.len(), 0, "{text}");
             assert_eq!(mine, *bytes, "`{text}` at {at:#x}");
             checked += 1;
         }
