@@ -248,15 +248,7 @@ impl Plan {
         let inside = cx.arch.addend_in_slot() || item.howto.expr == Expr::GotPage;
         let delta = if inside { item.addend } else { 0 };
         let slot = match (item.howto.expr, item.target) {
-            (
-                Expr::Got
-                | Expr::GotPc
-                | Expr::GotAbs
-                | Expr::GotPagePc { .. }
-                | Expr::GotPageOffset { .. }
-                | Expr::GotFromPage { .. },
-                t,
-            ) => Some(Slot::Address(t, delta)),
+            (expr, t) if means_slot(expr) => Some(Slot::Address(t, delta)),
             (Expr::GotPage, t) => Some(Slot::Page(t, delta)),
             (
                 Expr::GotTpOffPc | Expr::GotTpOff | Expr::GotTpOffPagePc { .. } | Expr::GotTpOffPageOffset { .. },
@@ -337,7 +329,7 @@ impl Plan {
             };
             item.howto = howto;
             item.addend = addend;
-            if matches!(howto.expr, Expr::Got | Expr::GotPc | Expr::GotAbs) {
+            if means_slot(howto.expr) {
                 let name = || cx.symbol_name(branch.object, branch.symbol);
                 item.slot = Some(self.slot(Slot::Address(branch.target, delta), name));
             } else {
@@ -359,6 +351,19 @@ impl Plan {
         self.items = items;
         Ok(!which.is_empty())
     }
+}
+
+/// Is this the place of a slot that holds an address?
+fn means_slot(expr: Expr) -> bool {
+    matches!(
+        expr,
+        Expr::Got
+            | Expr::GotPc
+            | Expr::GotAbs
+            | Expr::GotPagePc { .. }
+            | Expr::GotPageOffset { .. }
+            | Expr::GotFromPage { .. }
+    )
 }
 
 /// Does this branch reach so little that no image can count on lying within?
