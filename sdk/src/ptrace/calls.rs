@@ -32,8 +32,9 @@
 //! * The memory below the stack pointer belongs to nobody on a thread's own stack, but perhaps to another coroutine
 //!   elsewhere: only a thread that is on its own stack is taken, and the memory is restored nevertheless.
 
-use super::threads::{Patience, Phase, interrupted_call, read_registers, write_registers};
+use super::threads::{Patience, Phase, read_registers, write_registers};
 use super::{PtraceTarget, gone, sys, system, unsuitable};
+use crate::restart::interrupted_call;
 use nix::errno::Errno;
 use std::time::{Duration, Instant};
 use sys::{Event, Go};
