@@ -524,6 +524,10 @@ impl Threads for PtraceTarget {
         Ok(())
     }
 
+    fn thread_block(&mut self, thread: ThreadId) -> Option<tigerfix_core::addr::RunAddr> {
+        sys::thread_block(i32::try_from(thread.0).ok()?).map(tigerfix_core::addr::RunAddr)
+    }
+
     fn thread_name(&mut self, thread: ThreadId) -> String {
         std::fs::read_to_string(self.task_file(thread.0 as i32, "comm")).unwrap_or_default().trim_end().to_owned()
     }
