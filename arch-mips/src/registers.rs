@@ -25,7 +25,6 @@ mod index {
     /// Of an interrupted call: its number.
     pub(crate) const RESTART: Reg = 0;
     pub(crate) const V0: Reg = 2;
-    pub(crate) const A0: Reg = 4;
     pub(crate) const A3: Reg = 7;
     pub(crate) const T9: Reg = 25;
     /// Of an interrupted call: what was in $a3.
@@ -245,7 +244,7 @@ mod tests {
     fn indices_and_names_agree() {
         for layout in [&LAYOUT_32, &LAYOUT_64] {
             let name = |r: Reg| layout.names[usize::from(r)];
-            for (r, n) in [(V0, "v0"), (A0, "a0"), (A3, "a3"), (T9, "t9"), (RESTART_A3, "k0"), (SP, "sp"), (RA, "ra")] {
+            for (r, n) in [(V0, "v0"), (A3, "a3"), (T9, "t9"), (RESTART_A3, "k0"), (SP, "sp"), (RA, "ra")] {
                 assert_eq!(name(r), n);
             }
             for (r, n) in [(LO, "lo"), (HI, "hi"), (PC, "pc"), (CAUSE, "cause")] {

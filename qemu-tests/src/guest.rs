@@ -16,10 +16,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak, mpsc};
 use std::time::Instant;
 
 use tempfile::TempDir;
+use tigerfix_core::field::Endian;
 
 use crate::tool::Outcome;
 use crate::victim::Lines;
 use crate::{DEADLINE, repository};
+
+mod clock;
 
 /// Names of all guests.
 pub const GUESTS: [&str; 3] = ["mipsel", "mips", "mips64el"];
@@ -159,7 +162,10 @@ fn command(dir: &Path, sockets: &Path) -> Command {
     };
     let mut words = text.lines().map(filled);
     let mut command = Command::new(words.next().expect("a program"));
-    command.args(words).args(["-monitor", "none"]);
+    command.args(words).args(["-monitor", "none", "-S"]);
+    for (option, name) in [("-qmp", "monitor"), ("-gdb", "stub")] {
+        command.arg(option).arg(format!("unix:{},server=on,wait=off", sockets.join(name).display()));
+    }
     command
 }
 
@@ -233,6 +239,8 @@ impl Guest {
             assert!(!keeper.is_finished(), "qemu did not start");
             UnixStream::connect(sockets.path().join("port1")).ok()
         });
+        let endian = if name == "mips" { Endian::Big } else { Endian::Little };
+        clock::start(&sockets.path().join("monitor"), &sockets.path().join("stub"), endian);
         let shared: Arc<Shared> = Arc::default();
         let guest = Guest {
             name: name.to_owned(),

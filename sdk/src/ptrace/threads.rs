@@ -27,7 +27,7 @@ use tigerfix_core::target::{TargetError, ThreadId, Threads};
 const LAST_CHANCE: Duration = Duration::from_secs(2);
 
 /// How late a sleep of ours may end while threads run that are to be stopped again at once, nanoseconds.
-const SLACK_NS: u64 = 1000;
+const SLACK_NS: libc::c_ulong = 1000;
 /// With more threads than this, nobody looks which of them are busy.
 const MANY: usize = 1024;
 
@@ -541,7 +541,7 @@ impl Threads for PtraceTarget {
         let _ = nix::sys::prctl::set_timerslack(SLACK_NS);
         std::thread::sleep(Duration::from_micros(micros));
         if let Ok(slack) = slack {
-            let _ = nix::sys::prctl::set_timerslack(slack as u64);
+            let _ = nix::sys::prctl::set_timerslack(slack as libc::c_ulong);
         }
         for &tid in &running {
             self.ask(tid);
