@@ -6,6 +6,9 @@ fail() {
     exit 1
 }
 
+# Tools that take long to build, and guests, are kept here, so that another clone does not make them again.
+tfix_cache=${TFIX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tfix}
+
 # Version managers put wrappers of python and others in front of the system's tools, and cmake trips over them: PATH is
 # the directory of cargo, then the system.
 system_path() {

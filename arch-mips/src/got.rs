@@ -13,8 +13,8 @@
 //! * Thread-local storage is variant I: the executable's block begins 0x7000 below the thread pointer.
 //!
 //! Sources: *System V ABI, MIPS RISC Processor Supplement*, "Global Offset Table", "Position-Independent Function
-//! Prologue"; *64-bit ELF Object File Specification*, "Global Offset Table"; <https://sourceware.org/legacy-ml/binutils/>
-//! and the GNU tools for `__gnu_local_gp` (gcc `-mno-shared`); *ELF Handling For Thread-Local Storage* and the MIPS
+//! Prologue"; *64-bit ELF Object File Specification*, "Global Offset Table"; gcc's
+//! documentation of `-mno-shared` (`__gnu_local_gp`); *ELF Handling For Thread-Local Storage* and the MIPS
 //! supplement to it (glibc `sysdeps/mips/nptl/tls.h`, TLS_TP_OFFSET).
 
 use crate::relocations::{HI16, HIGHER, HIGHEST, LO16, PAGE_WORD_32, PAGE_WORD_64};

@@ -27,19 +27,23 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-use tigerfix_core::arch::{Arch, ElfIdent, Frame, LinuxAbi, RegisterLayout};
+use tigerfix_core::arch::{Arch, ElfIdent, LinuxAbi, RegisterLayout};
 use tigerfix_core::field::Endian;
 
 mod abi;
 mod cache;
-mod flow;
+pub mod constants;
+pub mod flow;
 mod got;
 #[cfg(feature = "alloc")]
 mod normalize;
+pub mod operands;
 mod registers;
 mod relocations;
 #[cfg(feature = "alloc")]
 mod signal;
+#[cfg(feature = "alloc")]
+pub mod step;
 mod trampoline;
 
 const BIG: Endian = Endian::Big;
@@ -149,7 +153,12 @@ impl Arch for Mips {
         signal::rescue_frame(self.endian, self.is_64, regs, xstate, sigmask)
     }
 
-    fn step_out(&self, frame: &Frame, read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<Frame> {
+    #[cfg(feature = "alloc")]
+    fn step_out(
+        &self,
+        frame: &tigerfix_core::arch::Frame,
+        read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
+    ) -> Option<tigerfix_core::arch::Frame> {
         flow::step_out(self.is_64, self.endian, frame, read)
     }
 }

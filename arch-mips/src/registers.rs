@@ -25,6 +25,8 @@ mod index {
     /// Of an interrupted call: its number.
     pub(crate) const RESTART: Reg = 0;
     pub(crate) const V0: Reg = 2;
+    #[cfg(test)]
+    pub(crate) const A0: Reg = 4;
     pub(crate) const A3: Reg = 7;
     pub(crate) const T9: Reg = 25;
     /// Of an interrupted call: what was in $a3.
@@ -87,6 +89,8 @@ pub(crate) static LAYOUT_32: RegisterLayout = RegisterLayout {
     dwarf: &DWARF,
     dwarf_ra: RA as u16,
     in_delay_slot: Some((CAUSE, CAUSE_BD)),
+    gdb: &[],
+    exception: None,
 };
 
 pub(crate) static LAYOUT_64: RegisterLayout = RegisterLayout {
@@ -189,6 +193,9 @@ pub(crate) static LINUX_O32_LE: LinuxAbi = LinuxAbi {
     memfd_create: 4354,
     ftruncate: 4093,
     close: 4006,
+    openat: 4288,
+    read: 4003,
+    mprotect: 4125,
     prctl: 4192,
     rt_sigreturn: RT_SIGRETURN_O32 as u64,
     cacheflush: Some(4147),
@@ -220,6 +227,9 @@ pub(crate) static LINUX_N64_LE: LinuxAbi = LinuxAbi {
     memfd_create: 5314,
     ftruncate: 5075,
     close: 5003,
+    openat: 5247,
+    read: 5000,
+    mprotect: 5010,
     prctl: 5153,
     rt_sigreturn: RT_SIGRETURN_N64 as u64,
     cacheflush: Some(5197),
@@ -244,7 +254,7 @@ mod tests {
     fn indices_and_names_agree() {
         for layout in [&LAYOUT_32, &LAYOUT_64] {
             let name = |r: Reg| layout.names[usize::from(r)];
-            for (r, n) in [(V0, "v0"), (A3, "a3"), (T9, "t9"), (RESTART_A3, "k0"), (SP, "sp"), (RA, "ra")] {
+            for (r, n) in [(V0, "v0"), (A0, "a0"), (A3, "a3"), (T9, "t9"), (RESTART_A3, "k0"), (SP, "sp"), (RA, "ra")] {
                 assert_eq!(name(r), n);
             }
             for (r, n) in [(LO, "lo"), (HI, "hi"), (PC, "pc"), (CAUSE, "cause")] {

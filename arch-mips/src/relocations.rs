@@ -19,8 +19,8 @@
 //! Range checks are GNU ld's, as its refusals show it.
 //!
 //! Sources: *System V ABI, MIPS RISC Processor Supplement*, 3rd edition, "Relocation"; *64-bit ELF Object File
-//! Specification*, draft 2.5, "Relocation" (n64's types, and how they combine); *MIPS TLS ABI* (<https://www.linux-mips.org>,
-//! "NPTL") for the thread-local ones.
+//! Specification*, draft 2.5, "Relocation" (n64's types, and how they combine); *MIPS TLS ABI* (<https://www.linux-mips.org/wiki/NPTL>)
+//! for the thread-local ones.
 
 use crate::Mips;
 use tigerfix_core::arch::{Expr, Howto, Relocator, Role};
@@ -40,7 +40,7 @@ pub(crate) const GPREL32: u32 = 12;
 pub(crate) const ABS64: u32 = 18;
 pub(crate) const GOT_DISP: u32 = 19;
 pub(crate) const GOT_PAGE: u32 = 20;
-const GOT_OFST: u32 = 21;
+pub(crate) const GOT_OFST: u32 = 21;
 pub(crate) const GOT_HI16: u32 = 22;
 pub(crate) const GOT_LO16: u32 = 23;
 const SUB: u32 = 24;

@@ -11,7 +11,7 @@
 //! Sources: kernel `arch/x86/include/asm/user_64.h` (struct user_regs_struct, the order of NT_PRSTATUS),
 //! `arch/x86/entry/syscalls/syscall_64.tbl`, `include/linux/errno.h`; psABI, "Parameter Passing" and appendix A.2.1.
 
-use tigerfix_core::arch::{LinuxAbi, RegisterLayout};
+use tigerfix_core::arch::{GdbRegister, LinuxAbi, RegisterLayout};
 
 /// Indices into NT_PRSTATUS.
 mod index {
@@ -97,7 +97,41 @@ pub(crate) static LAYOUT: RegisterLayout = RegisterLayout {
     ],
     dwarf_ra: 16,
     in_delay_slot: None,
+    gdb: &GDB,
+    exception: None,
 };
+
+/// gdb's amd64 Linux description (gdb `arch/amd64.c`, amd64_create_target_description, without AVX): the general
+/// registers, eight of 10 bytes, eight of 4, sixteen of 16, mxcsr, then Linux' own and the segment bases.
+const GDB: [GdbRegister; 27] = [
+    GdbRegister::new("rax", 0, 0, 8, RAX),
+    GdbRegister::new("rbx", 1, 8, 8, RBX),
+    GdbRegister::new("rcx", 2, 16, 8, RCX),
+    GdbRegister::new("rdx", 3, 24, 8, RDX),
+    GdbRegister::new("rsi", 4, 32, 8, RSI),
+    GdbRegister::new("rdi", 5, 40, 8, RDI),
+    GdbRegister::new("rbp", 6, 48, 8, RBP),
+    GdbRegister::new("rsp", 7, 56, 8, RSP),
+    GdbRegister::new("r8", 8, 64, 8, R8),
+    GdbRegister::new("r9", 9, 72, 8, R9),
+    GdbRegister::new("r10", 10, 80, 8, R10),
+    GdbRegister::new("r11", 11, 88, 8, R11),
+    GdbRegister::new("r12", 12, 96, 8, R12),
+    GdbRegister::new("r13", 13, 104, 8, R13),
+    GdbRegister::new("r14", 14, 112, 8, R14),
+    GdbRegister::new("r15", 15, 120, 8, R15),
+    GdbRegister::new("rip", 16, 128, 8, RIP),
+    GdbRegister::new("eflags", 17, 136, 4, EFLAGS),
+    GdbRegister::new("cs", 18, 140, 4, CS),
+    GdbRegister::new("ss", 19, 144, 4, SS),
+    GdbRegister::new("ds", 20, 148, 4, DS),
+    GdbRegister::new("es", 21, 152, 4, ES),
+    GdbRegister::new("fs", 22, 156, 4, FS),
+    GdbRegister::new("gs", 23, 160, 4, GS),
+    GdbRegister::new("orig_rax", 57, 536, 8, ORIG_RAX),
+    GdbRegister::new("fs_base", 58, 544, 8, FS_BASE),
+    GdbRegister::new("gs_base", 59, 552, 8, GS_BASE),
+];
 
 pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     mmap: 9,
@@ -106,6 +140,9 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     memfd_create: 319,
     ftruncate: 77,
     close: 3,
+    openat: 257,
+    read: 0,
+    mprotect: 10,
     prctl: 157,
     rt_sigreturn: 15,
     cacheflush: None,
@@ -203,6 +240,16 @@ mod tests {
     }
 
     #[test]
+    fn gdb_names_are_ours_and_rows_do_not_overlap() {
+        for (i, row) in LAYOUT.gdb.iter().enumerate() {
+            assert_eq!(row.name, NAMES[usize::from(row.reg)]);
+            if let Some(next) = LAYOUT.gdb.get(i + 1) {
+                assert!(row.number < next.number && row.offset + u16::from(row.size) <= next.offset, "{next:?}");
+            }
+        }
+    }
+
+    #[test]
     #[cfg(all(target_arch = "x86_64", target_os = "linux", target_pointer_width = "64"))]
     fn layout_and_numbers_are_the_c_librarys() {
         use core::mem::{offset_of, size_of};
@@ -220,6 +267,9 @@ mod tests {
             (LINUX.memfd_create, libc::SYS_memfd_create),
             (LINUX.ftruncate, libc::SYS_ftruncate),
             (LINUX.close, libc::SYS_close),
+            (LINUX.openat, libc::SYS_openat),
+            (LINUX.read, libc::SYS_read),
+            (LINUX.mprotect, libc::SYS_mprotect),
             (LINUX.prctl, libc::SYS_prctl),
             (LINUX.rt_sigreturn, libc::SYS_rt_sigreturn),
         ];

@@ -39,6 +39,12 @@ impl Failure {
         self
     }
 
+    /// Says what the message is a clause about.
+    pub fn about(mut self, what: &str) -> Failure {
+        self.message = format!("{what} {}", self.message);
+        self
+    }
+
     fn exit(&self) -> u8 {
         match self.class {
             Class::Refused => 1,

@@ -373,6 +373,10 @@ pub trait GotBuilder {
     fn page_word(&self) -> Option<u32> {
         None
     }
+    /// Does the addend of a reference through a slot belong to what the slot holds, as against the slot's address?
+    fn addend_in_slot(&self) -> bool {
+        false
+    }
     /// Names by which code means the GOT pointer.
     fn got_symbols(&self) -> &'static [&'static str] {
         &["_GLOBAL_OFFSET_TABLE_"]
@@ -406,6 +410,30 @@ pub trait CacheInvalidation {
 
 /// Index of a register in [`Registers`].
 pub type Reg = u8;
+
+/// Where a register lies in the gdb remote protocol. Used where the stub gives no target description; where it does, only
+/// [`GdbRegister::name`] counts, and the description says the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GdbRegister {
+    /// The register's name in gdb's standard target descriptions (GDB manual, "Standard Target Features").
+    pub name: &'static str,
+    /// Number for the packets `p` and `P`.
+    pub number: u16,
+    /// Offset in the raw bytes of the `g` packet's reply (two digits are one byte).
+    pub offset: u16,
+    /// Size there, bytes; the value is in the target's byte order.
+    pub size: u8,
+    /// Index in the [`RegisterLayout`].
+    pub reg: Reg,
+}
+
+impl GdbRegister {
+    /// A row of the table.
+    #[must_use]
+    pub const fn new(name: &'static str, number: u16, offset: u16, size: u8, reg: Reg) -> GdbRegister {
+        GdbRegister { name, number, offset, size, reg }
+    }
+}
 
 /// The registers of one architecture as data. Indices count words of the kernel's NT_PRSTATUS register set.
 #[derive(Clone, Copy, Debug)]
@@ -446,6 +474,11 @@ pub struct RegisterLayout {
     pub dwarf_ra: u16,
     /// Register and bit that say: the thread was interrupted in the delay slot of the branch at its pc.
     pub in_delay_slot: Option<(Reg, u64)>,
+    /// The same registers in the gdb remote protocol; those that a stub never shows have no row.
+    pub gdb: &'static [GdbRegister],
+    /// Without an operating system: a register and the bits of it that are set while the processor is inside an exception
+    /// handler, where it can't be judged what it will return to. `None`: there is no such register.
+    pub exception: Option<(Reg, u64)>,
 }
 
 /// Register values of one thread, in the order of a [`RegisterLayout`].
@@ -486,6 +519,12 @@ pub struct LinuxAbi {
     pub ftruncate: u64,
     /// `close`
     pub close: u64,
+    /// `openat`
+    pub openat: u64,
+    /// `read`
+    pub read: u64,
+    /// `mprotect`
+    pub mprotect: u64,
     /// `prctl`
     pub prctl: u64,
     /// `rt_sigreturn`
@@ -546,6 +585,15 @@ pub struct ElfIdent {
     pub flags: u32,
 }
 
+/// Meaning of a section index that ELF leaves to the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReservedIndex {
+    /// Like SHN_COMMON: the value is an alignment.
+    Common,
+    /// Like SHN_UNDEF.
+    Undefined,
+}
+
 /// One architecture, in one ABI variant and byte order.
 pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// Stable name for `--arch` and messages.
@@ -579,6 +627,10 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// that defines it, `st_other` its symbol's. True where that can't be told.
     fn wants_own_address(&self, _flags: u32, _st_other: u8) -> bool {
         false
+    }
+    /// What a section index among those that ELF leaves to the processor says of a symbol.
+    fn reserved_index(&self, _shndx: u16) -> Option<ReservedIndex> {
+        None
     }
     /// 32 or 64.
     fn address_bits(&self) -> u8;

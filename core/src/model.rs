@@ -93,8 +93,8 @@ pub struct PackageSymbol {
 pub struct Residue {
     /// Offset of the field in the image.
     pub offset: u64,
-    /// psABI relocation type; the back end's `Howto` writes it. Its expression is `Abs`, `Pc` or `PltPc`, and
-    /// `PltPc` is settled like `Pc` (see [`crate::relocate::settle`]).
+    /// psABI relocation type; the back end's `Howto` writes it. Its expression is `Abs`, `Pc`, `PltPc` or
+    /// `Region`, and `PltPc` is settled like `Pc` (see [`crate::relocate::settle`]).
     pub r_type: u32,
     /// Index into [`Package::symbols`].
     pub symbol: u32,
@@ -124,6 +124,9 @@ pub struct Site {
     pub new_offset: u64,
     /// Offset in the image of room for a landing (of the longest form's `landing_len`).
     pub landing: u64,
+    /// The new function wants its own address where its ABI has callers put it
+    /// ([`crate::arch::Arch::wants_own_address`]).
+    pub own_address: bool,
 }
 
 /// A package in memory.

@@ -202,6 +202,8 @@ pub struct Program<'d> {
     pub undefined: Vec<&'d str>,
     /// Static TLS of an executable, or of a library.
     pub tls: Option<Tls>,
+    /// DT_PLTGOT: its global offset table, where the dynamic segment says.
+    pub got: Option<LinkAddr>,
     /// Has `.symtab` (its own or from a debug file).
     pub has_symtab: bool,
     /// DWARF, where the caller attached it with [`Program::attach_debug_info`].
@@ -237,7 +239,7 @@ impl<'d> Program<'d> {
         let ident = elf_ident(header, endian);
 
         let mut segments = Vec::new();
-        let (mut tls, mut dynamic, mut interp, mut pie) = (None, false, false, false);
+        let (mut tls, mut got, mut dynamic, mut interp, mut pie) = (None, None, false, false, false);
         for ph in header.program_headers(endian, data).map_err(broken("program headers"))? {
             let p_type = ph.p_type(endian);
             if p_type == elf::PT_LOAD {
@@ -266,6 +268,8 @@ impl<'d> Program<'d> {
                     pie = entries
                         .iter()
                         .any(|d| d.tag(endian) == elf::DT_FLAGS_1 && d.val(endian) & elf::DF_1_PIE.0 != 0);
+                    let table = entries.iter().find(|d| d.tag(endian) == elf::DT_PLTGOT);
+                    got = table.map(|d| LinkAddr(d.val(endian)));
                 }
             }
         }
@@ -291,6 +295,7 @@ impl<'d> Program<'d> {
             symbols: Vec::new(),
             undefined: Vec::new(),
             tls,
+            got,
             has_symtab: false,
             debug: DebugInfo::default(),
             by_name: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! Settling a relocation: the one place where its value is computed and stored, for `gen` and for `fix`.
 
-use crate::arch::{Arch, Expr, Howto};
+use crate::arch::{Arch, Expr, Howto, region_start};
 use crate::field::{Endian, FieldError, Order};
 
 /// Why a relocation could not be settled.
@@ -20,7 +20,7 @@ impl From<FieldError> for SettleError {
 
 /// Computes `howto`'s expression from `s` (symbol), `a` (addend) and `p` (address of the field), and stores it at `offset`
 /// of `bytes`. `PltPc` is computed like `Pc`: whoever wants a veneer between passes its address as `s`. Nothing else than
-/// `Abs`, `Pc`, `PltPc` and `None` is left once a patch is linked.
+/// `Abs`, `Pc`, `PltPc`, `Region` and `None` is left once a patch is linked.
 ///
 /// # Errors
 /// [`SettleError`]; `bytes` is unchanged then.
@@ -37,6 +37,7 @@ pub fn settle(
         Expr::None => return Ok(()),
         Expr::Abs => s.wrapping_add_signed(a),
         Expr::Pc | Expr::PltPc => s.wrapping_add_signed(a).wrapping_sub(p),
+        Expr::Region { bits, after } => s.wrapping_add_signed(a).wrapping_sub(region_start(p, bits, after)),
         other => return Err(SettleError::Expression(other)),
     };
     Ok(put(arch, howto, bytes, offset, value)?)

@@ -43,7 +43,7 @@ pub use with_alloc::*;
 #[cfg(feature = "alloc")]
 mod with_alloc {
     use super::{Perm, ThreadId};
-    use crate::addr::RunAddr;
+    use crate::addr::{Bias, RunAddr};
     use crate::arch::Registers;
     use crate::error::{Class, Explain};
     use alloc::{string::String, vec::Vec};
@@ -193,6 +193,27 @@ mod with_alloc {
         }
     }
 
+    /// Memory that patches may use, on targets where none can be allocated. Nothing else uses it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Area {
+        /// First address.
+        pub start: RunAddr,
+        /// Size, bytes.
+        pub size: u64,
+    }
+
+    /// The program of a target that has no files: firmware. It is taken from a file of ours, and compared with the target's
+    /// memory before anything is changed.
+    #[derive(Clone, Debug)]
+    pub struct FixedProgram {
+        /// Its path, for messages.
+        pub name: String,
+        /// The ELF file.
+        pub bytes: Vec<u8>,
+        /// What was added to its link-time addresses.
+        pub bias: Bias,
+    }
+
     /// A live target.
     pub trait Target {
         /// What it is, for messages: "process 123 (server)".
@@ -215,6 +236,14 @@ mod with_alloc {
         fn calls(&mut self) -> Option<&mut dyn Calls>;
         /// Cache maintenance, where the transport has to do it itself.
         fn cache(&mut self) -> Option<&mut dyn CacheFlush>;
+        /// The memory for patches, where the target has no [`Calls`] to allocate some with.
+        fn area(&self) -> Option<Area> {
+            None
+        }
+        /// How much memory may be searched while everybody is stopped, bytes: less where reading is slow.
+        fn search_limit(&self) -> u64 {
+            16 << 20
+        }
         /// Keeps other users of this transport from changing the target, until this one is dropped. Called before the
         /// target is looked at with the intent to change it.
         ///
@@ -246,6 +275,10 @@ mod with_alloc {
         /// # Errors
         /// [`TargetError`] where the file can't be had.
         fn file(&mut self, mapping: &Mapping) -> Result<Vec<u8>, TargetError>;
+        /// The program, where no mapping shows it. [`Mappings::file`] gives the same bytes for any mapping then.
+        fn fixed_program(&mut self) -> Option<FixedProgram> {
+            None
+        }
         /// The auxiliary vector's value of `key` (AT_ENTRY 9, AT_PHDR 3, AT_BASE 7, AT_PAGESZ 6, AT_SYSINFO_EHDR 33).
         ///
         /// # Errors
@@ -286,6 +319,10 @@ mod with_alloc {
         /// [`TargetError`]; [`TargetError::Unsupported`] where the transport can't.
         fn run_some(&mut self, _threads: &[ThreadId], _micros: u64) -> Result<(), TargetError> {
             Err(TargetError::Unsupported { what: "let single threads run" })
+        }
+        /// Why a stopped thread can't be judged now, as a clause: "the processor is inside an exception handler".
+        fn obstacle(&mut self, _thread: ThreadId, _regs: &Registers) -> Option<&'static str> {
+            None
         }
         /// Name of the thread, for messages (may be empty).
         fn thread_name(&mut self, thread: ThreadId) -> String;

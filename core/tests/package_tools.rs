@@ -59,6 +59,7 @@ fn sample(ident: ElfIdent, base: Option<u64>) -> Package {
             body: vec![(LinkAddr(0x1200), 0x80)],
             new_offset: 0,
             landing: 0x22,
+            own_address: false,
         }],
         eh_frame: None,
         trap: 0x21,

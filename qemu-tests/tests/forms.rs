@@ -3,19 +3,23 @@
 
 use std::fmt::Write as _;
 
+use capstone::prelude::*;
 use keystone_engine::{Keystone, Mode, OptionType, OptionValue};
-use tigerfix::arch::{self, AnyArch, Code, EncodeError, Reach, Via};
-use tigerfix::decoder::CapstoneDecoder;
+use tigerfix::arch::{self, AnyArch, Code, EncodeError, Expr, Reach, Via};
+use tigerfix_core::relocate::put;
 
 /// What the assembler needs to know of a back end, and where its code may lie.
 struct Bench {
     arch: AnyArch,
+    disassembler: Capstone,
     assembler: Keystone,
+    /// What the assembler must be told in front of every instruction.
+    directives: &'static str,
     /// Sites and what a form without limits jumps to.
     sites: [u64; 4],
     anywhere: [u64; 3],
     /// The indirect jump behind which its destination lies as data.
-    loads_next: &'static str,
+    loads_next: Option<&'static str>,
 }
 
 /// Fails for a back end that has no bench, so that none is forgotten.
@@ -25,38 +29,88 @@ fn bench(name: &str) -> Bench {
         "x86-64" => {
             let assembler = Keystone::new(keystone_engine::Arch::X86, Mode::MODE_64).expect("keystone has x86");
             assembler.option(OptionType::SYNTAX, OptionValue::SYNTAX_INTEL).expect("Intel syntax");
+            let disassembler = Capstone::new()
+                .x86()
+                .mode(capstone::arch::x86::ArchMode::Mode64)
+                .syntax(capstone::arch::x86::ArchSyntax::Intel)
+                .build();
             Bench {
                 arch,
+                disassembler: disassembler.expect("capstone has x86"),
                 assembler,
+                directives: "",
                 sites: [0x40_1136, 0x8000_1000, 0x5555_5555_4ffd, 0x7fff_ffff_d000],
                 anywhere: [0x1_0000, 0x7f12_3456_789a, 0x7fff_ffff_dfff],
-                loads_next: "jmp qword ptr [rip]",
+                loads_next: Some("jmp qword ptr [rip]"),
             }
         }
+        "mips" | "mipsel" | "mips64" | "mips64el" => mips(arch, name.starts_with("mips64"), !name.ends_with("el")),
         other => panic!("no assembler for {other}"),
+    }
+}
+
+/// Sites in the middle of a region, at both of its ends, and in the upper half of the address space.
+fn mips(arch: AnyArch, is_64: bool, big: bool) -> Bench {
+    use capstone::arch::mips::ArchMode;
+    let order = if big { Mode::BIG_ENDIAN } else { Mode::LITTLE_ENDIAN };
+    let (width, mode) = if is_64 { (Mode::MIPS64, ArchMode::Mips64) } else { (Mode::MIPS32, ArchMode::Mips32) };
+    let endian = if big { capstone::Endian::Big } else { capstone::Endian::Little };
+    Bench {
+        arch,
+        disassembler: Capstone::new().mips().mode(mode).endian(endian).build().expect("capstone has MIPS"),
+        assembler: Keystone::new(keystone_engine::Arch::MIPS, width | order).expect("keystone has MIPS"),
+        // Left to itself it puts a nop behind every jump.
+        directives: ".set noreorder; ",
+        sites: if is_64 {
+            [0x1_2000_1000, 0x1_2fff_fffc, 0xff_f7c0_0000, 0xff_ffff_e000]
+        } else {
+            [0x40_1000, 0x0fff_fffc, 0x7700_0000, 0x8010_0000]
+        },
+        anywhere: if is_64 {
+            [0x1_0000, 0x1_2345_8abc, 0x7fff_ffff_fffc]
+        } else {
+            [0x1_0000, 0x7712_9abc, 0xffff_fffc]
+        },
+        loads_next: None,
     }
 }
 
 impl Bench {
     /// One line for each instruction; `data` for a word that is loaded.
     fn lines(&self, code: &[u8], at: u64) -> Vec<(u64, Vec<u8>, String)> {
-        let decoder = CapstoneDecoder::for_arch(self.arch).expect("a decoder");
         let mut out = Vec::new();
         let mut done = 0;
         while done < code.len() {
             let here = at.wrapping_add(done as u64);
-            let behind_load = out.last().is_some_and(|l: &(u64, Vec<u8>, String)| l.2 == self.loads_next);
+            let behind_load = out.last().is_some_and(|l: &(u64, Vec<u8>, String)| self.loads_next == Some(&l.2));
             if behind_load && code.len() - done == 8 {
                 let quad = u64::from_le_bytes(code[done..].try_into().expect("8 bytes"));
                 out.push((here, code[done..].to_vec(), format!(".quad {quad:#x}")));
                 break;
             }
-            let line = decoder.disassemble(&code[done..], here).swap_remove(0);
-            assert!(!line.text.starts_with(".byte"), "{:02x?} is no instruction", &code[done..]);
-            done += line.bytes.len();
-            out.push((here, line.bytes, line.text));
+            let one = self.disassembler.disasm_count(&code[done..], here, 1).expect("capstone runs");
+            let insn = one.iter().next().unwrap_or_else(|| panic!("{:02x?} is no instruction", &code[done..]));
+            let text = format!("{} {}", insn.mnemonic().unwrap_or(""), insn.op_str().unwrap_or(""));
+            done += insn.bytes().len();
+            out.push((here, insn.bytes().to_vec(), text.trim_end().to_owned()));
         }
         out
+    }
+
+    /// The veneer at `at` for a function at `there`, or for one whose address is in a slot at `there`.
+    fn veneer(&self, at: u64, there: u64) -> (Code, &'static str) {
+        let template = self.arch.veneer();
+        let (mut code, mut means) = (template.code.to_vec(), "");
+        for &(offset, r_type, addend) in template.relocs {
+            let howto = self.arch.howto(r_type).expect("a row");
+            let value = match howto.expr {
+                Expr::Abs => there.wrapping_add_signed(addend),
+                _ => there.wrapping_add_signed(addend).wrapping_sub(at + u64::from(offset)),
+            };
+            means = if howto.expr == Expr::Abs { " ->" } else { ", slot" };
+            put(self.arch, howto, &mut code, offset.into(), value).expect("the veneer reaches it");
+        }
+        (Code::EMPTY.then(&code), means)
     }
 
     /// The assembler's bytes for every instruction must be the back end's.
@@ -66,7 +120,10 @@ impl Bench {
             let mine = match text.strip_prefix(".quad 0x") {
                 Some(hex) => u64::from_str_radix(hex, 16).expect("hex").to_le_bytes().to_vec(),
                 None => {
-                    let out = self.assembler.asm(text.clone(), *at).unwrap_or_else(|e| panic!("{text}: {e}"));
+                    let out = self
+                        .assembler
+                        .asm(format!("{}{text}", self.directives), *at)
+                        .unwrap_or_else(|e| panic!("{text}: {e}"));
                     assert_ne!(out.bytes.len(), 0, "{text}");
                     out.bytes
                 }
@@ -97,11 +154,13 @@ impl Bench {
 
 /// Destinations worth a try: a little away, the ends of the reach, one past them; anywhere for forms that reach all.
 /// The assembler takes a shorter instruction for what is very near.
-fn destinations(from: u64, reach: Reach, anywhere: &[u64]) -> Vec<u64> {
-    let Some((low, high)) = reach.targets(from) else { return anywhere.to_vec() };
-    let at = i128::from(from);
-    let steps = [at + 0x1000, at - 0x1000, low, high, low - 1, high + 1];
-    steps.iter().filter_map(|to| u64::try_from(*to).ok()).filter(|to| *to < 1 << 47).collect()
+fn destinations(from: u64, reach: Reach, align: u8, b: &Bench) -> Vec<u64> {
+    let Some((low, high)) = reach.targets(from) else { return b.anywhere.to_vec() };
+    let (at, step) = (i128::from(from), i128::from(align));
+    let last = high - high % step;
+    let steps = [at + 0x1000, at - 0x1000, low, last, low - step, last + step];
+    let end = if b.arch.address_bits() == 32 { 1 << 32 } else { 1 << 47 };
+    steps.iter().filter_map(|to| u64::try_from(*to).ok()).filter(|to| *to < end).collect()
 }
 
 #[test]
@@ -112,7 +171,7 @@ fn every_form_at_every_distance() {
             let mut out = String::new();
             let mut checked = 0;
             for from in b.sites {
-                let to_landing = destinations(from, form.reach, &b.anywhere);
+                let to_landing = destinations(from, form.reach, form.align, &b);
                 for to in to_landing {
                     let code = b.arch.encode_jump(form, from, to);
                     if let Ok(c) = &code {
@@ -121,7 +180,7 @@ fn every_form_at_every_distance() {
                     assert_eq!(code.is_ok(), form.reach.holds(from, to), "{}: {from:#x} to {to:#x}", form.name);
                     checked += b.show(&mut out, &format!("jump {from:#x} -> {to:#x}"), from, code);
                 }
-                for new in destinations(from, form.landing_reach, &b.anywhere) {
+                for new in destinations(from, form.landing_reach, form.align, &b) {
                     let code = b.arch.encode_landing(form, from, new);
                     if let Ok(c) = &code {
                         assert_eq!(c.bytes().len(), usize::from(form.landing_len), "{}: landing's length", form.name);
@@ -144,12 +203,11 @@ fn veneers_and_breakpoints() {
         let mut out = String::new();
         let mut checked = 0;
         for at in b.sites {
-            checked += b.show(
-                &mut out,
-                &format!("veneer {at:#x}, not relocated"),
-                at,
-                Ok(Code::EMPTY.then(b.arch.veneer().code)),
-            );
+            let width = 64 - u32::from(b.arch.address_bits());
+            for there in [at + 0x2000, at - 0x2000, at + 0x7fff_0000].map(|t| t << width >> width) {
+                let (code, means) = b.veneer(at, there);
+                checked += b.show(&mut out, &format!("veneer {at:#x}{means} {there:#x}"), at, Ok(code));
+            }
         }
         let trap = Code::EMPTY.then(b.arch.breakpoint());
         checked += b.show(&mut out, "breakpoint", b.sites[0], Ok(trap));
@@ -161,8 +219,8 @@ fn veneers_and_breakpoints() {
 /// The oracle disagrees where it should: one bit off is seen.
 #[test]
 fn the_assembler_sees_a_wrong_bit() {
-    let b = bench("x86-64");
-    for form in b.arch.forms() {
+    let benches: Vec<Bench> = arch::names().into_iter().map(bench).collect();
+    for (b, form) in benches.iter().flat_map(|b| b.arch.forms().iter().map(move |f| (b, f))) {
         let good = b.arch.encode_jump(form, 0x40_1000, 0x40_5000).expect("near");
         for bit in 0..8 * good.bytes().len() {
             let mut lines = b.lines(good.bytes(), 0x40_1000);

@@ -1,9 +1,6 @@
 //! GNU ld as the oracle of the patch linker: the same objects at the same addresses, every byte compared.
 //!
-//! ld is given copies of the objects in which every section has a name of its own (`.t5` for number 5), so that it takes
-//! none for something special (it edits `.eh_frame` and merges strings), and a linker script that puts each to the address
-//! that tfix chose. The program's symbols are assignments in that script, its thread-local storage is the very object
-//! that the program was linked from.
+//! How ld is made to do so: `support/oracle.rs`.
 //!
 //! Where GOT slots are involved the two can't agree in bytes, because the slots lie elsewhere: there the slot that the
 //! field refers to is looked up on both sides, and what the slots hold is compared. ld turns dynamic models of
@@ -12,245 +9,39 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::process::Command;
+use std::collections::BTreeSet;
 
-use support::{Rela, Section, Workshop, fixture, relocations, run, sections, symbols, word};
-use tigerfix::link::{LinkError, LinkOptions, LinkReport, SlotKind, link};
-use tigerfix::model::{Package, Referent};
-use tigerfix::program::Program;
+use support::oracle::{Counts, Image, Lab, Reference, TestProgram, Tools, Where, print};
+use support::{Rela, relocations, sections, symbols, word};
+use tigerfix::link::{LinkError, SlotKind};
 use tigerfix_arch_x86_64::X86_64;
 use tigerfix_core::arch::{Expr, Howto, Relocator as _};
-use tigerfix_core::relocate::settle;
 
-/// Where ld's own tables go, relative to the image: out of its way, but within 2 GiB of everything.
-const LD_GOT: u64 = 0x2800_0000;
-const LD_GOT_PLT: u64 = 0x2810_0000;
-const LD_TLS: u64 = 0x2820_0000;
+const TOOLS: Tools =
+    Tools { arch: &X86_64, compiler: "gcc", ld: "ld", emulation: "elf_x86_64", got_symbols: &[], extra: &[] };
 
-/// How often each relocation type was compared.
-type Counts = BTreeMap<&'static str, u32>;
-
-struct Lab {
-    shop: Workshop,
-    tls: PathBuf,
+fn lab() -> Lab {
+    Lab::new(TOOLS, &["-fPIC"])
 }
 
-/// A program and what ld has to know of it.
-struct TestProgram {
-    file: Vec<u8>,
-    pie: bool,
-}
-
-impl Lab {
-    fn new() -> Lab {
-        let shop = Workshop::new();
-        let _ = shop.gcc("tls.o", &[&fixture("tls.c")], &["-c", "-O1", "-fPIC"]);
-        let tls = shop.path("tls.o");
-        Lab { shop, tls }
-    }
-
-    fn program(&self, pie: bool) -> TestProgram {
-        let link: &[&str] = if pie { &["-fPIE", "-static-pie"] } else { &["-fno-pie", "-no-pie", "-static"] };
-        let flags = [&["-O1", "-nostdlib", "-fno-stack-protector"], link].concat();
-        TestProgram { file: self.shop.gcc("program", &[&fixture("program.c"), &self.tls], &flags), pie }
-    }
-
-    fn object(&self, source: &str, flags: &[&str]) -> Vec<u8> {
-        self.shop.gcc("patch.o", &[&fixture(source)], &[&["-c", "-w"], flags].concat())
-    }
-}
-
-/// Where things lie in one comparison.
-#[derive(Clone, Copy, Debug)]
-struct Where {
-    bias: u64,
-    image: u64,
+fn program(lab: &Lab, pie: bool) -> TestProgram {
+    let flags: &[&str] = if pie { &["-fPIE", "-static-pie"] } else { &["-fno-pie", "-no-pie", "-static"] };
+    lab.program(pie, flags)
 }
 
 const FIXED: Where = Where { bias: 0, image: 0x1000_0000 };
 const FIXED_FAR: Where = Where { bias: 0, image: 0x7123_4567_8000 };
 const PIE: Where = Where { bias: 0x5555_5555_4000, image: 0x5555_6000_0000 };
 
-/// What tfix made of the objects.
-struct Image {
-    at: Where,
-    bytes: Vec<u8>,
-    report: LinkReport,
-}
-
-impl Image {
-    fn read(&self, addr: u64, len: usize) -> &[u8] {
-        let from = addr.checked_sub(self.at.image).unwrap_or_else(|| panic!("{addr:#x} is not in the image")) as usize;
-        self.bytes.get(from..from + len).unwrap_or_else(|| panic!("{addr:#x} is not in the image"))
-    }
-    /// What the GOT slot at `addr` holds; it must be a slot of this kind.
-    fn slot(&self, addr: u64, kind: SlotKind) -> Result<u64, String> {
-        let found = self.report.got.iter().find(|s| self.at.image + s.offset == addr);
-        match found {
-            Some(s) if s.kind == kind => Ok(word(self.read(addr, 8))),
-            Some(s) => Err(format!("the slot at {addr:#x} is {:?}, not {kind:?}", s.kind)),
-            None => Err(format!("no GOT slot at {addr:#x}")),
-        }
-    }
-    /// Where a branch to `addr` ends: veneers are followed.
-    fn destination(&self, addr: u64) -> u64 {
-        let Some(v) = self.report.veneers.iter().find(|v| self.at.image + v.offset == addr) else { return addr };
-        let code = self.read(addr, 6);
-        assert_eq!(code[..2], [0xff, 0x25], "jmp qword ptr [rip + disp]");
-        let slot = addr.wrapping_add(6).wrapping_add_signed(word(&code[2..]) as i32 as i64);
-        assert_eq!(slot, self.at.image + v.slot, "the veneer of `{}` takes another slot than reported", v.symbol);
-        word(self.read(slot, 8))
-    }
-}
-
-fn options() -> LinkOptions<'static> {
-    LinkOptions {
-        replace: vec![("target_new".into(), "target".into())],
-        name: "oracle".into(),
-        program_file: "program".into(),
-        ..LinkOptions::default()
-    }
-}
-
-fn link_at(program: &TestProgram, objects: &[Vec<u8>], at: Where) -> Result<Image, LinkError> {
-    let parsed = Program::parse(&program.file).expect("gcc's program");
-    let inputs: Vec<(String, &[u8])> =
-        objects.iter().enumerate().map(|(i, o)| (format!("o{i}.o"), o.as_slice())).collect();
-    let base = (!program.pie).then_some(at.image);
-    let linked = link(&X86_64, &parsed, &inputs, &LinkOptions { base, ..options() })?;
-    let mut bytes = vec![0u8; linked.package.image_size() as usize];
-    for s in &linked.package.spans {
-        bytes[s.offset as usize..][..s.data.len()].copy_from_slice(&s.data);
-    }
-    if program.pie {
-        settle_residue(&linked.package, &mut bytes, at);
-    } else {
-        assert!(linked.package.residue.is_empty(), "nothing is left to settle at a fixed address");
-    }
-    Ok(Image { at, bytes, report: linked.report })
-}
-
-/// What `fix` does once it has chosen a place.
-fn settle_residue(package: &Package, bytes: &mut [u8], at: Where) {
-    for r in &package.residue {
-        let howto = X86_64.howto(r.r_type).expect("residue of a known type");
-        let symbol = &package.symbols[r.symbol as usize];
-        let s = match symbol.referent {
-            Referent::Image(o) => at.image + o,
-            Referent::Program(a) => a.0 + at.bias,
-            ref other => panic!("`{}` is {other:?}", symbol.name),
-        };
-        settle(&X86_64, howto, bytes, r.offset, s, r.addend, at.image + r.offset)
-            .unwrap_or_else(|e| panic!("{} against `{}`: {e:?}", howto.name, symbol.name));
-    }
-}
-
-/// A copy of an object for ld: sections get neutral names and nothing is merged.
-fn for_ld(object: &[u8]) -> Vec<u8> {
-    let mut out = object.to_vec();
-    let all = sections(object);
-    let mut names = vec![0u8];
-    for (i, s) in all.iter().enumerate().skip(1) {
-        let at = names.len() as u32;
-        names.extend_from_slice(format!(".t{i}\0").as_bytes());
-        out[s.header..s.header + 4].copy_from_slice(&at.to_le_bytes());
-        let flags = s.flags & !(support::SHF_MERGE | support::SHF_STRINGS);
-        out[s.header + 8..s.header + 16].copy_from_slice(&flags.to_le_bytes());
-        if s.name == ".eh_frame" {
-            out[s.header + 4..s.header + 8].copy_from_slice(&support::SHT_PROGBITS.to_le_bytes());
-        }
-    }
-    let table = &all[word(&object[62..64]) as usize];
-    let at = out.len() as u64;
-    out[table.header + 24..table.header + 32].copy_from_slice(&at.to_le_bytes());
-    out[table.header + 32..table.header + 40].copy_from_slice(&(names.len() as u64).to_le_bytes());
-    out.extend_from_slice(&names);
-    out
-}
-
-/// Symbols that the patch needs and the program (or the image, for COMMON) provides.
-fn assignments(program: &TestProgram, objects: &[Vec<u8>], image: &Image) -> String {
-    let defined = |s: &&support::Symbol| s.section != 0 && s.info & 15 != support::STT_TLS && !s.name.is_empty();
-    let mut theirs: BTreeMap<String, u64> = BTreeMap::new();
-    for s in symbols(&program.file).iter().filter(defined) {
-        theirs.insert(s.name.clone(), s.value + image.at.bias);
-    }
-    for p in &image.report.placements {
-        if let Some(symbol) = &p.symbol {
-            theirs.entry(symbol.clone()).or_insert(image.at.image + p.offset);
-        }
-    }
-    const SHN_COMMON: u16 = 0xfff2;
-    let mut wanted: BTreeSet<String> = BTreeSet::new();
-    for o in objects {
-        wanted.extend(symbols(o).into_iter().filter(|s| s.section == 0 || s.section == SHN_COMMON).map(|s| s.name));
-    }
-    let line = |name: &String| theirs.get(name).map(|v| format!("{name} = {v:#x};\n"));
-    wanted.iter().filter_map(line).collect()
-}
-
-/// Links with GNU ld what tfix linked, at the same addresses.
-fn gnu_ld(lab: &Lab, program: &TestProgram, objects: &[Vec<u8>], image: &Image) -> Vec<u8> {
-    let mut script = assignments(program, objects, image);
-    script.push_str("SECTIONS {\n");
-    let mut placed = BTreeSet::new();
-    for p in image.report.placements.iter().filter(|p| p.symbol.is_none()) {
-        let (o, i) = (p.object_index, p.index);
-        placed.insert((o, i));
-        let _ = writeln!(script, "  .o{o}s{i} {:#x} : {{ o{o}.o(.t{i}) }}", image.at.image + p.offset);
-    }
-    for (name, inputs, at) in
-        [(".got", "*(.got)", LD_GOT), (".got.plt", "*(.got.plt)", LD_GOT_PLT), (".tdata", "tls.o(.tdata)", LD_TLS)]
-    {
-        let _ = writeln!(script, "  {name} {:#x} : {{ {inputs} }}", image.at.image + at);
-    }
-    script.push_str("  .tbss : { tls.o(.tbss) }\n  /DISCARD/ : { ");
-    for (o, object) in objects.iter().enumerate() {
-        for (i, s) in sections(object).iter().enumerate() {
-            if s.flags & support::SHF_ALLOC != 0 && !placed.contains(&(o as u32, i as u32)) {
-                let _ = write!(script, "o{o}.o(.t{i}) ");
-            }
-        }
-    }
-    script.push_str("tls.o(.note*) tls.o(.eh_frame) tls.o(.comment) }\n}\n");
-    lab.shop.write("script.ld", &script);
-    let mut command = Command::new("ld");
-    command.current_dir(lab.shop.path(""));
-    command.args(["-m", "elf_x86_64", "-static", "--no-relax", "--no-warn-rwx-segments", "--no-gc-sections"]);
-    command.args(["-e", "0", "-T", "script.ld", "-o", "reference"]);
-    for (i, o) in objects.iter().enumerate() {
-        command.arg(lab.shop.write(&format!("o{i}.o"), for_ld(o)).file_name().expect("a name"));
-    }
-    command.arg("tls.o");
-    run(&mut command);
-    std::fs::read(lab.shop.path("reference")).expect("ld wrote it")
-}
-
-/// ld's output, by address.
-struct Reference<'a> {
-    file: &'a [u8],
-    sections: Vec<Section>,
-    got: u64,
-}
-
-impl<'a> Reference<'a> {
-    fn new(file: &'a [u8]) -> Self {
-        let got = symbols(file).into_iter().find(|s| s.name == "_GLOBAL_OFFSET_TABLE_").map_or(0, |s| s.value);
-        Self { file, sections: sections(file), got }
-    }
-    fn read(&self, addr: u64, len: usize) -> &'a [u8] {
-        let inside = |s: &&Section| {
-            s.flags & support::SHF_ALLOC != 0
-                && s.kind != support::SHT_NOBITS
-                && s.addr <= addr
-                && addr + len as u64 <= s.addr + s.size as u64
-        };
-        let s = self.sections.iter().find(inside).unwrap_or_else(|| panic!("ld has nothing at {addr:#x}"));
-        &self.file[s.offset + (addr - s.addr) as usize..][..len]
-    }
+/// Where a branch to `addr` ends: veneers are followed.
+fn destination(image: &Image, addr: u64) -> u64 {
+    let Some(v) = image.report.veneers.iter().find(|v| image.at.image + v.offset == addr) else { return addr };
+    let code = image.read(addr, 6);
+    assert_eq!(code[..2], [0xff, 0x25], "jmp qword ptr [rip + disp]");
+    let slot = addr.wrapping_add(6).wrapping_add_signed(word(&code[2..]) as i32 as i64);
+    let reported = v.slot.map(|s| image.at.image + s);
+    assert_eq!(Some(slot), reported, "the veneer of `{}` takes another slot than reported", v.symbol);
+    word(image.read(slot, 8))
 }
 
 /// One object's section in both outputs.
@@ -288,7 +79,7 @@ impl Pair<'_> {
         let got = || self.got.or(self.image.report.got.first().map(|s| self.image.at.image + s.offset));
         match howto.expr {
             Expr::GotPc => {
-                let slot = self.image.slot(leads(ours, p), SlotKind::Address)?;
+                let slot = self.image.slot(leads(ours, p), &[SlotKind::Address])?;
                 let opcode = |b: &[u8]| if bytes.len() == 4 { b[at - 2] } else { 0 };
                 // For undefined weak symbols ld does without a slot, --no-relax or not.
                 if opcode(self.ours) != opcode(self.ld) {
@@ -306,13 +97,13 @@ impl Pair<'_> {
             }
             Expr::Got => {
                 let base = got().ok_or("where is the GOT?")?;
-                let slot = self.image.slot(leads(ours, base), SlotKind::Address)?;
-                let theirs = word(self.reference.read(leads(ld, self.reference.got), 8));
+                let slot = self.image.slot(leads(ours, base), &[SlotKind::Address])?;
+                let theirs = word(self.reference.read(leads(ld, self.reference.symbol("_GLOBAL_OFFSET_TABLE_")), 8));
                 same("the GOT slot", slot, theirs)?;
                 Ok(bytes)
             }
             Expr::GotBasePc => {
-                same("ld's GOT", leads(ld, p), self.reference.got)?;
+                same("ld's GOT", leads(ld, p), self.reference.symbol("_GLOBAL_OFFSET_TABLE_"))?;
                 let base = leads(ours, p);
                 same("the GOT pointer", base, got().unwrap_or(base))?;
                 self.got = Some(base);
@@ -320,22 +111,22 @@ impl Pair<'_> {
             }
             Expr::GotOff | Expr::PltGotOff => {
                 let base = got().ok_or("where is the GOT?")?;
-                let to = self.image.destination(leads(ours, base));
-                same("the symbol", to, leads(ld, self.reference.got))?;
+                let to = destination(self.image, leads(ours, base));
+                same("the symbol", to, leads(ld, self.reference.symbol("_GLOBAL_OFFSET_TABLE_")))?;
                 Ok(bytes)
             }
             Expr::PltPc => {
                 // In bytes the same, unless a veneer lies between.
                 let to = leads(ours, p);
-                if self.image.destination(to) == to {
+                if destination(self.image, to) == to {
                     return Ok(at..at);
                 }
-                same("the destination", self.image.destination(to), leads(ld, p))?;
+                same("the destination", destination(self.image, to), leads(ld, p))?;
                 Ok(bytes)
             }
             Expr::GotTpOffPc => {
                 // mov/add foo@gottpoff(%rip), reg -> mov/add/lea $foo@tpoff, reg: prefix, opcode and ModRM change.
-                let slot = self.image.slot(leads(ours, p), SlotKind::TpOffset)?;
+                let slot = self.image.slot(leads(ours, p), &[SlotKind::TpOffset])?;
                 same("the slot's offset from the thread pointer", slot, ld as u64)?;
                 Ok(at - 3..at + 4)
             }
@@ -343,8 +134,8 @@ impl Pair<'_> {
                 // data16 lea x@tlsgd(%rip), %rdi; data16 data16 rex.W call __tls_get_addr
                 //   -> mov %fs:0, %rax; lea x@tpoff(%rax), %rax
                 let pair = leads(ours, p);
-                same("the module id", self.image.slot(pair, SlotKind::Module)?, 1)?;
-                let offset = self.image.slot(pair + 8, SlotKind::DtpOffset)? as i64;
+                same("the module id", self.image.slot(pair, &[SlotKind::Module])?, 1)?;
+                let offset = self.image.slot(pair + 8, &[SlotKind::DtpOffset])? as i64;
                 let theirs = word(&self.ld[at + 8..at + 12]) as i32;
                 same("the offset", (offset + self.block) as u64, i64::from(theirs) as u64)?;
                 Ok(at - 4..at + 12)
@@ -352,8 +143,8 @@ impl Pair<'_> {
             Expr::GotTlsLdPc => {
                 // lea x@tlsld(%rip), %rdi; call __tls_get_addr -> data16 data16 data16 mov %fs:0, %rax
                 let pair = leads(ours, p);
-                same("the module id", self.image.slot(pair, SlotKind::Module)?, 1)?;
-                same("the second word", self.image.slot(pair + 8, SlotKind::DtpOffset)?, 0)?;
+                same("the module id", self.image.slot(pair, &[SlotKind::Module])?, 1)?;
+                same("the second word", self.image.slot(pair + 8, &[SlotKind::DtpOffset])?, 0)?;
                 Ok(at - 3..at + 9)
             }
             Expr::DtpOff if howto.field.bytes == 4 => {
@@ -413,8 +204,8 @@ fn compare(objects: &[Vec<u8>], image: &Image, reference: &Reference<'_>, counts
 
 /// Links both ways and compares.
 fn check(lab: &Lab, program: &TestProgram, objects: &[Vec<u8>], at: Where, what: &str, counts: &mut Counts) {
-    let image = link_at(program, objects, at).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let file = gnu_ld(lab, program, objects, &image);
+    let image = lab.link_at(program, objects, at).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let file = lab.gnu_ld(program, objects, &image, &[]);
     if let Err(e) = compare(objects, &image, &Reference::new(&file), counts) {
         panic!("{what}: {e}");
     }
@@ -443,18 +234,10 @@ const REQUIRED: [&str; 10] = [
     "R_X86_64_TPOFF32",
 ];
 
-fn print(title: &str, counts: &Counts) {
-    let total: u32 = counts.values().sum();
-    println!("{title}: {total} relocations compared");
-    for (name, n) in counts {
-        println!("  {n:6} {name}");
-    }
-}
-
 #[test]
 fn compiled_code_for_a_fixed_program() {
-    let lab = Lab::new();
-    let program = lab.program(false);
+    let lab = lab();
+    let program = program(&lab, false);
     let mut counts = Counts::new();
     for level in LEVELS {
         for mode in MODES {
@@ -479,8 +262,8 @@ fn compiled_code_for_a_fixed_program() {
 
 #[test]
 fn compiled_code_for_a_position_independent_program() {
-    let lab = Lab::new();
-    let program = lab.program(true);
+    let lab = lab();
+    let program = program(&lab, true);
     let mut counts = Counts::new();
     for level in LEVELS {
         for mode in ["-fPIC", "-fPIE"] {
@@ -490,7 +273,7 @@ fn compiled_code_for_a_position_independent_program() {
             }
         }
         let fixed = lab.object("rich.c", &[level, "-fno-pic", TLS_LE]);
-        let refused = link_at(&program, &[fixed], PIE).err();
+        let refused = lab.link_at(&program, &[fixed], PIE).err();
         assert!(
             matches!(refused, Some(LinkError::NotPositionIndependent { name: "R_X86_64_32" | "R_X86_64_32S", .. })),
             "{refused:?}"
@@ -504,8 +287,8 @@ fn compiled_code_for_a_position_independent_program() {
 
 #[test]
 fn medium_and_large_code_models() {
-    let lab = Lab::new();
-    let (fixed, pie) = (lab.program(false), lab.program(true));
+    let lab = lab();
+    let (fixed, pie) = (program(&lab, false), program(&lab, true));
     let mut counts = Counts::new();
     for level in LEVELS {
         for model in ["-mcmodel=medium", "-mcmodel=large"] {
@@ -534,8 +317,8 @@ fn medium_and_large_code_models() {
 
 #[test]
 fn hand_written_relocations() {
-    let lab = Lab::new();
-    let fixed = lab.program(false);
+    let lab = lab();
+    let fixed = program(&lab, false);
     let mut counts = Counts::new();
     let object = lab.object("relocations.s", &[]);
     check(&lab, &fixed, &[object], FIXED, "relocations.s", &mut counts);
@@ -552,11 +335,11 @@ fn hand_written_relocations() {
 /// The comparison itself must notice a single wrong bit, in every field and between the fields.
 #[test]
 fn the_comparison_sees_every_wrong_bit() {
-    let lab = Lab::new();
-    let program = lab.program(false);
+    let lab = lab();
+    let program = program(&lab, false);
     let object = lab.object("relocations.s", &[]);
-    let mut image = link_at(&program, std::slice::from_ref(&object), FIXED).expect("links");
-    let file = gnu_ld(&lab, &program, std::slice::from_ref(&object), &image);
+    let mut image = lab.link_at(&program, std::slice::from_ref(&object), FIXED).expect("links");
+    let file = lab.gnu_ld(&program, std::slice::from_ref(&object), &image, &[]);
     let reference = Reference::new(&file);
     let objects = [object];
     let same = |image: &Image| compare(&objects, image, &reference, &mut Counts::new());
@@ -609,8 +392,8 @@ fn psabi_bounds(name: &str) -> Option<(i128, i128)> {
 /// ld can't reveal a missing range check, so every bound is tried: the last value that fits and the first that doesn't.
 #[test]
 fn every_range_check_is_exact() {
-    let lab = Lab::new();
-    let program = lab.program(false);
+    let lab = lab();
+    let program = program(&lab, false);
     let mut tried = Vec::new();
     for kind in 1..256 {
         let Some(howto) = X86_64.howto(kind) else { continue };
@@ -632,7 +415,7 @@ fn every_range_check_is_exact() {
         let bare = howto.expr == Expr::Abs && howto.field.bytes < 4;
         let link_with = |addend| {
             let object = one_field(&lab, symbol, kind, addend, bare);
-            link_at(&program, &[object], FIXED)
+            lab.link_at(&program, &[object], FIXED)
         };
         let read = |image: &Image| {
             let data = image.report.placements.iter().find(|p| p.section == ".data").expect("placed");
@@ -675,8 +458,8 @@ fn every_range_check_is_exact() {
 /// Types without a row are refused under their psABI name, whatever they are against.
 #[test]
 fn unknown_types_are_refused_by_name() {
-    let lab = Lab::new();
-    let program = lab.program(false);
+    let lab = lab();
+    let program = program(&lab, false);
     let template = one_field(&lab, "counter", 1, 0, false);
     let data = sections(&template).iter().position(|s| s.name == ".data").expect("a section") as u32;
     let at = relocations(&template, data)[0].at;
@@ -684,7 +467,7 @@ fn unknown_types_are_refused_by_name() {
     for kind in (0..256).filter(|n| X86_64.howto(*n).is_none()) {
         let mut object = template.clone();
         object[at + 8..at + 12].copy_from_slice(&u32::to_le_bytes(kind));
-        let error = link_at(&program, &[object], FIXED).err().unwrap_or_else(|| panic!("type {kind} was taken"));
+        let error = lab.link_at(&program, &[object], FIXED).err().unwrap_or_else(|| panic!("type {kind} was taken"));
         let LinkError::UnsupportedRelocation { name, symbol, .. } = &error else { panic!("{error:?}") };
         assert_eq!(symbol, "counter");
         assert!(error.to_string().contains(name.as_str()), "{error}");
@@ -702,15 +485,15 @@ fn unknown_types_are_refused_by_name() {
 /// A call of something out of reach goes through a veneer, with all that the addend says.
 #[test]
 fn far_branches_go_through_veneers() {
-    let lab = Lab::new();
-    let program = lab.program(false);
+    let lab = lab();
+    let program = program(&lab, false);
     let object = lab.shop.assemble(
         ".globl target_new\n.type target_new, @function\ntarget_new:\n call helper\n jmp other\n je helper\n\
          call helper@PLT+2\n call target_new\n ret\n.size target_new, .-target_new\n",
     );
     let address = |name: &str| symbols(&program.file).into_iter().find(|s| s.name == name).expect("defined").value;
-    let near = link_at(&program, std::slice::from_ref(&object), FIXED).expect("links");
-    let far = link_at(&program, std::slice::from_ref(&object), FIXED_FAR).expect("links");
+    let near = lab.link_at(&program, std::slice::from_ref(&object), FIXED).expect("links");
+    let far = lab.link_at(&program, std::slice::from_ref(&object), FIXED_FAR).expect("links");
     assert!(near.report.veneers.is_empty());
     assert_eq!(far.report.veneers.len(), 3, "helper, other, helper+2");
     for image in [&near, &far] {
@@ -718,7 +501,7 @@ fn far_branches_go_through_veneers() {
         let at = image.at.image + text.offset;
         let to = |field: u64| {
             let to = (at + field + 4).wrapping_add_signed(i64::from(word(image.read(at + field, 4)) as i32));
-            image.destination(to)
+            destination(image, to)
         };
         let (helper, other) = (address("helper"), address("other"));
         assert_eq!([to(1), to(6), to(12), to(17), to(22)], [helper, other, helper, helper + 2, at]);

@@ -120,7 +120,8 @@ mod tests {
     fn refusals_name_what_came_closest() {
         let refused = |machine, is_64, flags| {
             for_ident(&ElfIdent { is_64, endian: tigerfix_core::field::Endian::Little, machine, flags })
-                .expect_err("no such back end")
+                .err()
+                .expect("no such back end")
                 .to_string()
         };
         assert!(refused(8, false, 0x20).contains("N32"));

@@ -34,12 +34,12 @@ pub fn load(data: &[u8]) -> DebugInfo<'_> {
     info
 }
 
-/// Where Debian and others install the debug file of a build-id.
+/// Where Debian and others install the debug file of a build-id, below `sysroot` if that is not this machine.
 #[must_use]
-pub fn installed_debug_file(identity: &Identity) -> Option<PathBuf> {
+pub fn installed_debug_file(identity: &Identity, sysroot: Option<&Path>) -> Option<PathBuf> {
     let Identity::BuildId(id) = identity else { return None };
     let hex: String = id.iter().map(|b| format!("{b:02x}")).collect();
     let (dir, file) = hex.split_at_checked(2)?;
-    let path = Path::new("/usr/lib/debug/.build-id").join(dir).join(format!("{file}.debug"));
+    let path = crate::libraries::below(sysroot, "/usr/lib/debug/.build-id").join(dir).join(format!("{file}.debug"));
     path.is_file().then_some(path)
 }

@@ -102,6 +102,7 @@ pub struct Generate<'a> {
     program: &'a [u8],
     objects: Vec<(String, &'a [u8])>,
     debug_file: Option<&'a [u8]>,
+    sysroot: Option<&'a Path>,
     arch: Option<AnyArch>,
     link: LinkOptions<'a>,
     judge: JudgeOptions,
@@ -119,6 +120,7 @@ impl<'a> Generate<'a> {
             program: data,
             objects: Vec::new(),
             debug_file: None,
+            sysroot: None,
             arch: None,
             link: LinkOptions { name: "patch".into(), program_file: file, ..LinkOptions::default() },
             judge: JudgeOptions::strict(),
@@ -135,6 +137,12 @@ impl<'a> Generate<'a> {
     #[must_use]
     pub fn debug_file(mut self, data: Option<&'a [u8]>) -> Self {
         self.debug_file = data;
+        self
+    }
+    /// Where the target's files (libraries, debug files) lie on this machine, if it is not the target itself.
+    #[must_use]
+    pub fn sysroot(mut self, sysroot: Option<&'a Path>) -> Self {
+        self.sysroot = sysroot;
         self
     }
     /// Insists on an architecture.
@@ -173,6 +181,12 @@ impl<'a> Generate<'a> {
         self.link.base = base;
         self
     }
+    /// Alignment of the image's spans, where it is not to be the largest page size of the architecture.
+    #[must_use]
+    pub fn page_size(mut self, size: Option<u64>) -> Self {
+        self.link.page_size = size;
+        self
+    }
     /// What the user lets pass.
     #[must_use]
     pub fn allow(mut self, judge: JudgeOptions) -> Self {
@@ -195,7 +209,7 @@ impl<'a> Generate<'a> {
         let decoder = CapstoneDecoder::for_arch(arch).ok_or(GenerateError::NoDecoder { arch: arch.name() })?;
         let mut program = Program::parse(self.program)?;
         let installed = match self.debug_file {
-            None => debug::installed_debug_file(&program.identity).and_then(|p| std::fs::read(p).ok()),
+            None => debug::installed_debug_file(&program.identity, self.sysroot).and_then(|p| std::fs::read(p).ok()),
             Some(_) => None,
         };
         let debug_file = self.debug_file.or(installed.as_deref());
@@ -211,7 +225,7 @@ impl<'a> Generate<'a> {
         program.attach_debug_info(info);
 
         let wanted = wanted_imports(&program, &self.objects);
-        let found = libraries::exports(&program, self.program, self.program_path, &wanted);
+        let found = libraries::exports(&program, self.program, self.program_path, self.sysroot, &wanted);
         self.link.known_imports = found.names;
         self.link.imports_known = found.complete;
         self.link.demangle = Some(&demangle);

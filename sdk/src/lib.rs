@@ -4,7 +4,8 @@
 //!
 //! * [`generate`] (feature `gen`): patch objects + program -> package, offline. All decisions are made here.
 //! * [`session`] over a [`Target`](target::Target): apply, list, revert on a live target. [`ptrace::PtraceTarget`]
-//!   (feature `ptrace`) is the target for processes of this machine.
+//!   (feature `ptrace`) is the target for processes of this machine, [`gdb::GdbTarget`] (feature `gdb-remote`) for whatever
+//!   is behind a stub of the gdb remote protocol.
 //!
 //! ```no_run
 //! # #[cfg(all(feature = "gen", feature = "ptrace"))]
@@ -33,12 +34,18 @@ mod clock;
 pub mod debug;
 #[cfg(feature = "gen")]
 pub mod decoder;
+#[cfg(feature = "gdb-remote")]
+pub mod gdb;
 #[cfg(feature = "gen")]
 pub mod generate;
 #[cfg(feature = "gen")]
 mod libraries;
+#[cfg(any(feature = "ptrace", feature = "gdb-remote"))]
+mod procfs;
 #[cfg(feature = "ptrace")]
 pub mod ptrace;
+#[cfg(any(feature = "ptrace", feature = "gdb-remote"))]
+mod restart;
 
 pub use clock::SystemClock;
 pub use tigerfix_core::{addr, decode, error, field, judge, link, model, package, program, session, target};

@@ -23,13 +23,19 @@ pub(crate) struct Exports {
 }
 
 /// Looks for `wanted` in what the libraries of `program` define, the loader included. Only if some of it is nowhere, all
-/// names are collected: then there is something to explain.
-pub(crate) fn exports(program: &Program<'_>, data: &[u8], path: &Path, wanted: &BTreeSet<&str>) -> Exports {
+/// names are collected: then there is something to explain. `sysroot` is where the target's files lie on this machine.
+pub(crate) fn exports(
+    program: &Program<'_>,
+    data: &[u8],
+    path: &Path,
+    sysroot: Option<&Path>,
+    wanted: &BTreeSet<&str>,
+) -> Exports {
     if wanted.is_empty() || !program.dynamic {
         return Exports::default();
     }
     let Ok(file) = object::File::parse(data) else { return Exports::default() };
-    let dirs = directories(path);
+    let dirs = Places::new(path, sysroot);
     let mut roots = needed(&file);
     roots.extend(program.section(".interp").map(|s| text(s.data)));
     if let Some(names) = find(&dirs, roots.clone().into(), &program.ident, wanted) {
@@ -58,7 +64,7 @@ pub(crate) fn exports(program: &Program<'_>, data: &[u8], path: &Path, wanted: &
 
 /// All of `wanted`, if the libraries have it; they are read only in part, and only until all is found.
 fn find(
-    dirs: &[PathBuf],
+    dirs: &Places,
     mut todo: VecDeque<String>,
     ident: &ElfIdent,
     wanted: &BTreeSet<&str>,
@@ -69,7 +75,7 @@ fn find(
         if !seen.insert(name.clone()) {
             continue;
         }
-        let tables = places(dirs, &name).iter().find_map(|p| Tables::read(&File::open(p).ok()?, ident))?;
+        let tables = dirs.of(&name).iter().find_map(|p| Tables::read(&File::open(p).ok()?, ident))?;
         missing.retain(|name| !tables.defined.contains(*name));
         if missing.is_empty() {
             return Some(wanted.iter().map(|w| (*w).to_owned()).collect());
@@ -151,27 +157,48 @@ fn needed(file: &object::File<'_>) -> Vec<String> {
     libraries.filter_map(|l| Some(text(l.ok()?.name()))).collect()
 }
 
-fn directories(program: &Path) -> Vec<PathBuf> {
-    let mut dirs: Vec<PathBuf> = program.parent().map(Path::to_owned).into_iter().collect();
-    if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
-        dirs.extend(std::env::split_paths(&path));
-    }
-    for root in ROOTS {
-        dirs.push(root.into());
-        // Multi-architecture directories: /usr/lib/TRIPLET.
-        let children = std::fs::read_dir(root).into_iter().flatten().flatten();
-        dirs.extend(children.filter(|c| c.file_name().to_string_lossy().contains("-linux-gnu")).map(|c| c.path()));
-    }
-    dirs
+/// Where libraries are looked for.
+struct Places {
+    dirs: Vec<PathBuf>,
+    sysroot: Option<PathBuf>,
 }
 
-fn places(dirs: &[PathBuf], name: &str) -> Vec<PathBuf> {
-    if name.contains('/') { vec![name.into()] } else { dirs.iter().map(|d| d.join(name)).collect() }
+impl Places {
+    fn new(program: &Path, sysroot: Option<&Path>) -> Places {
+        let mut dirs: Vec<PathBuf> = program.parent().map(Path::to_owned).into_iter().collect();
+        // The variable speaks of this machine.
+        if let (Some(path), None) = (std::env::var_os("LD_LIBRARY_PATH"), sysroot) {
+            dirs.extend(std::env::split_paths(&path));
+        }
+        for root in ROOTS {
+            let root = below(sysroot, root);
+            // Multi-architecture directories: /usr/lib/TRIPLET.
+            let children = std::fs::read_dir(&root).into_iter().flatten().flatten();
+            let triplets = children.filter(|c| c.file_name().to_string_lossy().contains("-linux-gnu"));
+            let triplets: Vec<PathBuf> = triplets.map(|c| c.path()).collect();
+            dirs.push(root);
+            dirs.extend(triplets);
+        }
+        Places { dirs, sysroot: sysroot.map(Path::to_owned) }
+    }
+
+    /// Where a library of this name may lie.
+    fn of(&self, name: &str) -> Vec<PathBuf> {
+        if name.contains('/') {
+            return vec![below(self.sysroot.as_deref(), name)];
+        }
+        self.dirs.iter().map(|d| d.join(name)).collect()
+    }
+}
+
+/// A path of the target on this machine.
+pub(crate) fn below(sysroot: Option<&Path>, path: &str) -> PathBuf {
+    sysroot.map_or_else(|| path.into(), |root| root.join(path.trim_start_matches('/')))
 }
 
 /// The library's contents, if a file of that name and of the program's machine lies in one of `dirs`.
-fn read_library(dirs: &[PathBuf], name: &str, program: &object::File<'_>) -> Option<Vec<u8>> {
-    places(dirs, name).iter().find_map(|p| {
+fn read_library(dirs: &Places, name: &str, program: &object::File<'_>) -> Option<Vec<u8>> {
+    dirs.of(name).iter().find_map(|p| {
         let bytes = std::fs::read(p).ok()?;
         let same = object::File::parse(bytes.as_slice())
             .is_ok_and(|f| f.architecture() == program.architecture() && f.endianness() == program.endianness());

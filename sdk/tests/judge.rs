@@ -65,6 +65,7 @@ fn ask_with(data: &[u8], names: &[&str], code: &[u8], options: JudgeOptions) -> 
         body: vec![],
         new_offset: 0,
         landing: 0,
+        own_address: false,
     };
     let mut package = Package {
         ident: program.ident,

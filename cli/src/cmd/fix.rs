@@ -1,23 +1,31 @@
-//! `tfix fix`: applies a package to a running process.
+//! `tfix fix`: applies a package to a running process, or to whatever is behind a stub.
 
 use crate::cmd::load_package;
+use crate::cmd::remote::{self, Remote};
 use crate::failure::Failure;
 use crate::output::{Context, Report, address, count, millis};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use tigerfix::SystemClock;
+use tigerfix::arch::AnyArch;
+use tigerfix::model::Package;
 use tigerfix::ptrace::{PtraceTarget, install_interrupt_flag};
 use tigerfix::session::record::RecordSite;
 use tigerfix::session::{self, Options, Plan, Policy};
-use tigerfix::target::Target as _;
+use tigerfix::target::Target;
 
-/// Apply a package to a running process
+/// Apply a package to a running process, or to a target behind a gdb stub
 #[derive(clap::Args)]
+#[command(allow_missing_positional = true)]
 pub struct Args {
     /// Process id
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
-    pid: i32,
+    #[arg(
+        value_parser = clap::value_parser!(i32).range(1..),
+        required_unless_present = "remote",
+        conflicts_with = "remote"
+    )]
+    pid: Option<i32>,
     /// The package
     package: PathBuf,
     /// Print the plan and touch nothing
@@ -32,6 +40,8 @@ pub struct Args {
     /// What no thread may be inside: the whole old function, or only the overwritten bytes
     #[arg(long, value_enum, default_value_t = PolicyArg::Function)]
     policy: PolicyArg,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -43,7 +53,6 @@ enum PolicyArg {
 pub fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let (package, arch) = load_package(&args.package, context.arch.as_deref())?;
     install_interrupt_flag();
-    let mut target = PtraceTarget::open(args.pid, arch).map_err(|e| Failure::from(&e))?;
     let options = Options {
         policy: match args.policy {
             PolicyArg::Function => Policy::Function,
@@ -52,13 +61,44 @@ pub fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
         form: args.form.clone(),
         timeout_ms: args.timeout.saturating_mul(1000),
     };
-    let warnings: Vec<_> = package.warnings.iter().map(|w| ("package".to_owned(), w.clone())).collect();
+    let mut report = match (args.remote.open(context, Some(arch))?, args.pid) {
+        (Some((mut target, _)), _) => {
+            let mut report = apply(args, &mut target, None, arch, &package, &options)?;
+            report.warnings.extend(remote::warnings(&target, arch));
+            if let Some(object) = report.json.as_object_mut().filter(|_| !args.dry_run) {
+                report.text.push_str(&remote::stood_line(&target));
+                object.insert("pid".into(), target.pid().into());
+                object.insert("stood_us".into(), remote::stood(&target).into());
+            }
+            report
+        }
+        (None, pid) => {
+            let pid = pid.unwrap_or_default();
+            let mut target = PtraceTarget::open(pid, arch).map_err(|e| Failure::from(&e))?;
+            apply(args, &mut target, Some(pid), arch, &package, &options)?
+        }
+    };
+    let mut warnings: Vec<_> = package.warnings.iter().map(|w| ("package".to_owned(), w.clone())).collect();
+    warnings.append(&mut report.warnings);
+    report.warnings = warnings;
+    Ok(report)
+}
+
+fn apply(
+    args: &Args,
+    target: &mut dyn Target,
+    pid: Option<i32>,
+    arch: AnyArch,
+    package: &Package,
+    options: &Options,
+) -> Result<Report, Failure> {
+    let warnings = Vec::new();
     if args.dry_run {
-        let plan = session::plan(&mut target, arch, &package, &options).map_err(|e| Failure::from(&e))?;
+        let plan = session::plan(target, arch, package, options).map_err(|e| Failure::from(&e))?;
         return Ok(Report { text: format!("{plan}\n"), json: plan_json(&plan), warnings });
     }
-    let applied = session::apply(&mut target, arch, &package, &options, &mut SystemClock::new())
-        .map_err(|e| Failure::from(&e))?;
+    let applied =
+        session::apply(target, arch, package, options, &mut SystemClock::new()).map_err(|e| Failure::from(&e))?;
     let record = &applied.record;
     let mut text = format!(
         "applied {} to {}: {}, paused {} ms\n",
@@ -72,7 +112,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     }
     let json = json!({
         "ok": true,
-        "pid": args.pid,
+        "pid": pid,
         "name": record.name,
         "version": record.version,
         "image": address(record.image.0),
@@ -127,7 +167,7 @@ fn plan_json(plan: &Plan) -> Value {
             "bias": address(plan.bias),
             "record_size": plan.record_size,
             "image_size": plan.image_size,
-            "place": plan.places.first().map(|p| address(p.0)),
+            "place": plan.places.first().copied().or(plan.reserved.map(|r| r.image)).map(|p| address(p.0)),
             "imports": imports,
             "sites": sites,
         },

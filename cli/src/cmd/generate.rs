@@ -41,9 +41,16 @@ pub struct Args {
     /// Separate file with symbols and debug information (default: the installed one of the build-id)
     #[arg(long, value_name = "FILE")]
     debug_file: Option<PathBuf>,
+    /// Where the target's libraries and debug files lie on this machine (default: the machine's own)
+    #[arg(long, value_name = "DIR")]
+    sysroot: Option<PathBuf>,
     /// Fixed load address of the image
     #[arg(long, value_name = "ADDR", value_parser = number)]
     base: Option<u64>,
+    /// Alignment of the image's parts, a power of two from 16 on, for targets without memory protection (default: the
+    /// largest page size of the architecture)
+    #[arg(long, value_name = "BYTES", value_parser = number)]
+    page_size: Option<u64>,
     /// Let pass that copies of the old code may live on in other functions
     #[arg(long)]
     allow_inlined: bool,
@@ -70,15 +77,20 @@ pub fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let objects = args.objects.iter().map(|p| read_file(p)).collect::<Result<Vec<_>, _>>()?;
     let asked = context.arch.as_deref().map(arch::by_name).transpose().map_err(|e| Failure::from(&e))?;
     check_output(args)?;
+    if let Some(dir) = args.sysroot.as_deref().filter(|d| !d.is_dir()) {
+        return Err(Failure::bad_input("unreadable-file", "there is no such directory".into(), None).at(dir));
+    }
 
     let stem = args.output.file_stem().map_or("patch".into(), |s| s.to_string_lossy());
     let allow = JudgeOptions::strict().allow_inlined(args.allow_inlined).allow_clobbers(args.allow_clobbers);
     let mut job = Generate::new(&args.program, &program)
         .debug_file(debug_file.as_deref())
+        .sysroot(args.sysroot.as_deref())
         .arch(asked)
         .name(args.name.clone().unwrap_or_else(|| stem.into_owned()))
         .description(args.description.clone())
         .base(args.base)
+        .page_size(args.page_size)
         .allow(allow);
     for (path, data) in args.objects.iter().zip(&objects) {
         job = job.object(path.display().to_string(), data);

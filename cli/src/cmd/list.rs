@@ -1,6 +1,7 @@
 //! `tfix list`: what is applied, read from the targets alone.
 
 use crate::cmd::fix::{site_line, sites_json};
+use crate::cmd::remote::Remote;
 use crate::failure::Failure;
 use crate::output::{Context, Report, address, count};
 use serde_json::{Value, json};
@@ -12,27 +13,34 @@ use tigerfix::session::record::REGION_PREFIX;
 use tigerfix::session::{self, Listed};
 use tigerfix::target::Target as _;
 
-/// List the patches of one process, or of every process that carries some
+/// List the patches of one process, of every process that carries some, or of a target behind a gdb stub
 #[derive(clap::Args)]
 pub struct Args {
     /// Process id
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(value_parser = clap::value_parser!(i32).range(1..), conflicts_with = "remote")]
     pid: Option<i32>,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 struct Process {
-    pid: i32,
+    pid: Option<u64>,
     description: String,
     exe: String,
     patches: Vec<Listed>,
 }
 
-pub fn run(args: &Args, _context: &Context) -> Result<Report, Failure> {
+pub fn run(args: &Args, context: &Context) -> Result<Report, Failure> {
     let mut warnings = Vec::new();
     let mut processes = Vec::new();
-    match args.pid {
-        Some(pid) => processes.push(look(pid)?),
-        None => {
+    match (args.remote.open(context, None)?, args.pid) {
+        (Some((mut target, _)), _) => {
+            let patches = session::list(&mut target).map_err(|e| Failure::from(&e))?;
+            let description = target.describe();
+            processes.push(Process { pid: target.pid(), description, exe: String::new(), patches });
+        }
+        (None, Some(pid)) => processes.push(look(pid)?),
+        (None, None) => {
             for pid in carriers() {
                 match look(pid) {
                     Ok(p) => processes.push(p),
@@ -112,7 +120,7 @@ fn look(pid: i32) -> Result<Process, Failure> {
     let mut target = PtraceTarget::open(pid, arch).map_err(|e| Failure::from(&e))?;
     let patches = session::list(&mut target).map_err(|e| Failure::from(&e))?;
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).map_or(String::new(), |p| p.display().to_string());
-    Ok(Process { pid, description: target.describe(), exe, patches })
+    Ok(Process { pid: u64::try_from(pid).ok(), description: target.describe(), exe, patches })
 }
 
 /// Processes with a mapping of ours.

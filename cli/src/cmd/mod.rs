@@ -4,6 +4,7 @@ pub mod fix;
 pub mod generate;
 pub mod inspect;
 pub mod list;
+pub mod remote;
 pub mod revert;
 
 use crate::failure::Failure;

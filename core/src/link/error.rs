@@ -117,6 +117,26 @@ pub enum LinkError {
         /// A clause.
         why: String,
     },
+    /// An object whose ABI does not go with the program's.
+    #[error("{object}: {why}")]
+    AbiMismatch {
+        /// The object.
+        object: String,
+        /// A clause.
+        why: String,
+        /// How to compile it.
+        hint: &'static str,
+    },
+    /// A function in an instruction set that the back end does not handle.
+    #[error("{object}: `{symbol}` {why}")]
+    UnsupportedIsa {
+        /// The object, or the program.
+        object: String,
+        /// The function.
+        symbol: String,
+        /// A clause.
+        why: &'static str,
+    },
     /// A table of the object is broken or cut short.
     #[error("{object}: broken object: {what}: {why}")]
     Broken {
@@ -406,6 +426,18 @@ pub enum LinkError {
         /// A clause.
         why: &'static str,
     },
+    /// Data that code reaches from the program's global pointer, but which is not near it.
+    #[error("{place}: relocation {name} against `{symbol}` {why}")]
+    SmallData {
+        /// psABI name.
+        name: &'static str,
+        /// The symbol.
+        symbol: String,
+        /// The field.
+        place: Box<Place>,
+        /// A clause.
+        why: &'static str,
+    },
     /// A value that its field can't hold.
     #[error("{place}: relocation {name} against `{symbol}`: {} is not in {}..={}", Hex(*value), Hex(*min), Hex(*max))]
     Overflow {
@@ -436,8 +468,8 @@ pub enum LinkError {
         /// The alignment, bytes.
         align: u8,
     },
-    /// A veneer that can't reach its GOT slot.
-    #[error("the veneer for `{symbol}` can't be made: {why:?}")]
+    /// A veneer or a GOT slot that can't hold what it has to.
+    #[error("the veneer or GOT slot for `{symbol}` can't be made: {why:?}")]
     Veneer {
         /// The symbol.
         symbol: String,
@@ -452,6 +484,12 @@ pub enum LinkError {
         /// A clause.
         why: String,
     },
+    /// A page size that can't be.
+    #[error("the page size {size:#x} is not a power of two from 16 to 2 MiB")]
+    BadPageSize {
+        /// The size asked for.
+        size: u64,
+    },
 }
 
 impl Explain for LinkError {
@@ -463,6 +501,8 @@ impl Explain for LinkError {
             LinkError::Lto { .. } => "lto-object",
             LinkError::WrongType { .. } => "object-type",
             LinkError::WrongMachine { .. } => "wrong-machine",
+            LinkError::AbiMismatch { .. } => "abi-mismatch",
+            LinkError::UnsupportedIsa { .. } => "unsupported-isa",
             LinkError::Broken { .. } => "broken-object",
             LinkError::WritableCode { .. } => "writable-code",
             LinkError::Constructors { .. } => "constructors",
@@ -495,10 +535,12 @@ impl Explain for LinkError {
             LinkError::UnsupportedRelocation { .. } => "unsupported-relocation",
             LinkError::BadRelocation { .. } => "bad-relocation",
             LinkError::NotPositionIndependent { .. } => "not-position-independent",
+            LinkError::SmallData { .. } => "small-data",
             LinkError::Overflow { .. } => "relocation-overflow",
             LinkError::Misaligned { .. } => "relocation-misaligned",
             LinkError::Veneer { .. } => "veneer",
             LinkError::BadBase { .. } => "bad-base",
+            LinkError::BadPageSize { .. } => "bad-page-size",
         }
     }
 
@@ -515,7 +557,8 @@ impl Explain for LinkError {
             | LinkError::BadMarker { .. }
             | LinkError::BadBind { .. }
             | LinkError::BadRelocation { .. }
-            | LinkError::BadBase { .. } => Class::BadInput,
+            | LinkError::BadBase { .. }
+            | LinkError::BadPageSize { .. } => Class::BadInput,
             _ => Class::Refused,
         }
     }
@@ -528,6 +571,10 @@ impl Explain for LinkError {
             LinkError::Lto { .. } => "compile the patch with -fno-lto or with -ffat-lto-objects",
             LinkError::WrongType { .. } => "compile with -c and without -shared; the program itself goes to -m",
             LinkError::WrongMachine { .. } => "compile the patch with the compiler and the ABI options of the program",
+            LinkError::AbiMismatch { hint, .. } => hint,
+            LinkError::UnsupportedIsa { .. } => {
+                "compile patch and program for the architecture's ordinary instruction set, or leave that function alone"
+            }
             LinkError::Broken { .. } => "the file may be truncated; compile it again",
             LinkError::WritableCode { .. } => "no memory of a patch is ever writable and executable; split the section",
             LinkError::Constructors { .. } => {
@@ -540,7 +587,9 @@ impl Explain for LinkError {
                 "compile with -fno-exceptions, or keep try, catch and destructors out of the patched functions"
             }
             LinkError::PatchIfunc { .. } => "define an ordinary function under this name",
-            LinkError::Alignment { .. } => "spans of an image are aligned to pages, and nothing in them to more",
+            LinkError::Alignment { .. } => {
+                "spans of an image are aligned to pages (--page-size), and nothing in them to more"
+            }
             LinkError::DuplicateSymbol { .. } => "make one of them static, or leave one object out",
             LinkError::VersionConflict { .. } => "give PATCH_VERSION in one object only",
             LinkError::NothingToReplace => "mark functions with FIXFUN(name), or use --replace NEW=OLD",
@@ -568,7 +617,11 @@ impl Explain for LinkError {
                 "compile with -fPIC and with the default code and thread-local storage models"
             }
             LinkError::NotPositionIndependent { .. } => "compile the patch with -fPIC",
+            LinkError::SmallData { .. } => "compile the patch with -G0",
             LinkError::Overflow { .. } => "compile the patch with -fPIC, or choose another --base",
+            LinkError::BadPageSize { .. } => {
+                "firmware that has no memory protection can take 16, a system its page size"
+            }
             LinkError::BadBase { .. } => "choose a page-aligned address that the program does not use",
             _ => return None,
         })

@@ -4,7 +4,7 @@
 //! whose tables contradict themselves.
 
 use super::error::LinkError;
-use crate::arch::{Arch, ElfIdent};
+use crate::arch::{Arch, ElfIdent, ReservedIndex};
 use crate::program::elf_ident;
 use alloc::{borrow::Cow, format, string::String, vec::Vec};
 use object::read::elf::{FileHeader, SectionHeader as _, SectionTable, Sym as _, SymbolTable};
@@ -87,6 +87,8 @@ pub(super) struct InSymbol<'d> {
     pub size: u64,
     pub kind: Kind,
     pub bind: Bind,
+    /// `st_other`
+    pub other: u8,
 }
 
 impl InSymbol<'_> {
@@ -174,7 +176,7 @@ impl<'d, H: FileHeader<Endian = Endianness>> Reader<'d, H> {
         let table = self.header.sections(endian, self.data).map_err(self.unreadable("section headers"))?;
         let mut sections = self.sections(&table)?;
         let (symtab, symtab_index) = self.symtab(&table)?;
-        let symbols = self.symbols(&symtab, &sections)?;
+        let symbols = self.symbols(arch, &symtab, &sections)?;
         self.relocation_tables(&table, symtab_index, &mut sections)?;
         let groups = self.groups(&table, symtab_index, &symbols, &mut sections)?;
         let object = Object { name: self.name, ident, sections, symbols, groups };
@@ -229,8 +231,17 @@ impl<'d, H: FileHeader<Endian = Endianness>> Reader<'d, H> {
         Ok((symtab, index))
     }
 
-    fn symbols(&self, symtab: &SymbolTable<'d, H>, sections: &[InSection<'d>]) -> Result<Vec<InSymbol<'d>>, LinkError> {
+    fn symbols(
+        &self,
+        arch: &dyn Arch,
+        symtab: &SymbolTable<'d, H>,
+        sections: &[InSection<'d>],
+    ) -> Result<Vec<InSymbol<'d>>, LinkError> {
         let endian = self.endian;
+        let reserved = |shndx: u16| {
+            let theirs = elf::SHN_LOPROC..=elf::SHN_HIPROC;
+            theirs.contains(&shndx).then(|| arch.reserved_index(shndx)).flatten()
+        };
         let mut out = Vec::with_capacity(symtab.len());
         for (index, sym) in symtab.enumerate() {
             let kind = match sym.st_type() {
@@ -252,6 +263,8 @@ impl<'d, H: FileHeader<Endian = Endianness>> Reader<'d, H> {
                 elf::SHN_UNDEF => At::Undefined,
                 elf::SHN_ABS => At::Absolute(value),
                 elf::SHN_COMMON => At::Common { align: value },
+                _ if reserved(shndx.0) == Some(ReservedIndex::Common) => At::Common { align: value },
+                _ if reserved(shndx.0) == Some(ReservedIndex::Undefined) => At::Undefined,
                 _ => {
                     let section = symtab.symbol_section(endian, sym, index);
                     let Some(section) = section.map_err(self.unreadable("symbol table"))? else {
@@ -280,7 +293,7 @@ impl<'d, H: FileHeader<Endian = Endianness>> Reader<'d, H> {
             if bind == Bind::Local && matches!(at, At::Common { .. }) {
                 return Err(self.broken("symbol table", format!("`{name}` is a local COMMON symbol")));
             }
-            out.push(InSymbol { name, at, size, kind, bind });
+            out.push(InSymbol { name, at, size, kind, bind, other: sym.st_other().0 });
         }
         Ok(out)
     }

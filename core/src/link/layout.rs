@@ -84,7 +84,7 @@ impl Layout {
         eh_frames: &BTreeMap<(u32, u32), Vec<u8>>,
         counts: Counts,
     ) -> Result<Layout, LinkError> {
-        let page = cx.arch.max_page_size().max(1);
+        let page = cx.page_size;
         let forms = cx.arch.forms().iter();
         let landing = forms.map(|f| u64::from(f.landing_len)).max().unwrap_or(0);
         let mut out = Layout {

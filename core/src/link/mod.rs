@@ -29,8 +29,9 @@ pub use error::{Candidate, LinkError, Place};
 pub use names::Demangle;
 pub use report::{GotSlot, How, LinkReport, Placement, ResolvedSymbol, SlotKind, Veneer};
 
-use crate::arch::{Arch, NormalizeError, RawRelocs, Reloc};
+use crate::arch::{AbiFacts, Arch, NormalizeError, RawRelocs, Reloc};
 use crate::model::{Package, ProgramRef, Site, Span};
+use crate::package::format::MAX_PAGE_SIZE;
 use crate::program::Program;
 use alloc::{
     boxed::Box,
@@ -60,6 +61,8 @@ pub struct LinkOptions<'a> {
     pub bind: Vec<(String, String)>,
     /// `--base`: the image's load address.
     pub base: Option<u64>,
+    /// `--page-size`: alignment of spans, where it is not to be the largest page size of the architecture.
+    pub page_size: Option<u64>,
     /// Name of the package.
     pub name: String,
     /// `--description`
@@ -92,6 +95,7 @@ struct Inputs<'o, 'd> {
     /// For each object, relocations by section.
     relocs: &'o [BTreeMap<u32, Vec<Reloc>>],
     options: &'o LinkOptions<'o>,
+    page_size: u64,
     /// Indices of the `--bind` options that were of use.
     binds: RefCell<BTreeSet<usize>>,
 }
@@ -132,15 +136,17 @@ pub fn link(
     objects: &[(String, &[u8])],
     options: &LinkOptions<'_>,
 ) -> Result<Linked, LinkError> {
+    let page_size = page_size(arch, options)?;
     let mut parsed = Vec::with_capacity(objects.len());
     for (name, data) in objects {
         let object = Object::parse(arch, name, data)?;
         same_machine(&object, program)?;
+        compatible(arch, &object, program)?;
         parsed.push(object);
     }
     let Some(first) = parsed.first() else { return Err(LinkError::NoObjects) };
     let ident = first.ident;
-    let fates = sections::fates(&parsed, arch.max_page_size())?;
+    let fates = sections::fates(&parsed, page_size)?;
     let mut relocs = Vec::with_capacity(parsed.len());
     for (object, fates) in parsed.iter().zip(&fates) {
         relocs.push(normalize(arch, object, fates)?);
@@ -153,6 +159,7 @@ pub fn link(
         fates: &fates,
         relocs: &relocs,
         options,
+        page_size,
         binds: RefCell::new(BTreeSet::new()),
     };
 
@@ -173,7 +180,7 @@ pub fn link(
         let layout = Layout::new(&cx, &globals, &bound, &eh_frames, counts)?;
         let far = Values { cx: &cx, layout: &layout }.out_of_reach(&plan);
         // Every round gives a veneer to branches that had none, so this ends.
-        if !plan.divert_all(&cx, &far) {
+        if !plan.divert_all(&cx, &far)? {
             break layout;
         }
     };
@@ -183,7 +190,6 @@ pub fn link(
     let mut contents = contents(&cx, &layout, &eh_frames);
     let mut symbols = Symbols::of_image(&cx, &globals, &layout, &bound);
     let (residue, residue_counts) = values.apply(&plan, &resolver, &mut symbols, &mut contents)?;
-    values.veneers(&plan, &mut contents)?;
     arrays_of_program(&cx, &mut messages);
     hidden_addresses(&cx, &sites, &mut messages);
 
@@ -199,7 +205,7 @@ pub fn link(
             fixed: program.fixed,
         },
         base: options.base,
-        page_size: arch.max_page_size(),
+        page_size,
         spans: spans.map(|(s, data)| Span { perm: s.perm(), offset: s.offset, size: s.size, data }).collect(),
         symbols: symbols.all,
         residue,
@@ -231,6 +237,45 @@ fn same_machine(object: &Object<'_>, program: &Program<'_>) -> Result<(), LinkEr
     };
     let why = format!("it is for {}, the program for {}", text(o), text(p));
     Err(LinkError::WrongMachine { object: String::from(object.name), why })
+}
+
+/// The least page size: what is put in front of code may want as much alignment.
+const MIN_PAGE_SIZE: u64 = 16;
+
+fn page_size(arch: &dyn Arch, options: &LinkOptions<'_>) -> Result<u64, LinkError> {
+    let size = options.page_size.unwrap_or(arch.max_page_size()).max(1);
+    let fits = options.page_size.is_none() || (MIN_PAGE_SIZE..=MAX_PAGE_SIZE).contains(&size);
+    if size.is_power_of_two() && fits { Ok(size) } else { Err(LinkError::BadPageSize { size }) }
+}
+
+/// Do the ABIs of object and program go together, and can its functions be handled?
+fn compatible(arch: &dyn Arch, object: &Object<'_>, program: &Program<'_>) -> Result<(), LinkError> {
+    let ours = |name: &str| object.sections.iter().find(|s| s.name == name).map(|s| s.data);
+    let theirs = |name: &str| program.section(name).map(|s| s.data);
+    let (ours, theirs) =
+        (AbiFacts { ident: object.ident, section: &ours }, AbiFacts { ident: program.ident, section: &theirs });
+    arch.same_abi(&ours, &theirs).map_err(|e| LinkError::AbiMismatch {
+        object: String::from(object.name),
+        why: e.why,
+        hint: e.hint,
+    })?;
+    let is_code = |s: &&input::InSymbol<'_>| match (s.kind, s.at) {
+        (input::Kind::Function | input::Kind::Ifunc, _) => true,
+        (input::Kind::Untyped, input::At::Section { index, .. }) => {
+            !s.is_local() && object.sections.get(index as usize).is_some_and(|x| x.is(object::elf::SHF_EXECINSTR))
+        }
+        (input::Kind::Untyped, input::At::Undefined) => s.other != 0,
+        _ => false,
+    };
+    for s in object.symbols.iter().filter(is_code) {
+        let value = if let input::At::Section { value, .. } = s.at { value } else { 0 };
+        arch.accepts_function(s.other, value).map_err(|why| LinkError::UnsupportedIsa {
+            object: String::from(object.name),
+            symbol: String::from(s.name),
+            why,
+        })?;
+    }
+    Ok(())
 }
 
 /// The relocations of everything that is laid out, in the neutral form.
@@ -300,7 +345,7 @@ fn eh_frames(
 fn check_base(cx: &Inputs<'_, '_>, layout: &Layout) -> Result<(), LinkError> {
     let Some(base) = cx.options.base else { return Ok(()) };
     let bad = |why: String| Err(LinkError::BadBase { base, why });
-    let page = cx.arch.max_page_size().max(1);
+    let page = cx.page_size;
     if base % page != 0 {
         return bad(format!("it is not a multiple of {page:#x}"));
     }
@@ -359,6 +404,7 @@ fn site(r: &Replacement, index: usize, layout: &Layout) -> Site {
         body: Vec::new(),
         new_offset: layout.offset_of(Target::Spot(r.new)).unwrap_or(0),
         landing: layout.landing(index),
+        own_address: r.own_address,
     }
 }
 
@@ -409,6 +455,7 @@ fn resolved(resolver: &Resolver<'_, '_, '_>, layout: &Layout) -> Vec<ResolvedSym
 fn got(plan: &Plan, layout: &Layout) -> Vec<GotSlot> {
     let kind = |s: &Slot| match s {
         Slot::Address(..) => SlotKind::Address,
+        Slot::Page(..) => SlotKind::Page,
         Slot::TpOffset(_) => SlotKind::TpOffset,
         Slot::Module(_) => SlotKind::Module,
         Slot::DtpOffset(_) => SlotKind::DtpOffset,
@@ -422,11 +469,10 @@ fn got(plan: &Plan, layout: &Layout) -> Vec<GotSlot> {
 }
 
 fn veneers(plan: &Plan, layout: &Layout) -> Vec<Veneer> {
-    let name = |slot: u32| plan.slots.get(slot as usize).map_or_else(String::new, |s| s.1.clone());
     let one = |(i, v): (usize, &scan::VeneerPlan)| Veneer {
         offset: layout.veneer(i),
-        slot: layout.slot(v.slot),
-        symbol: name(v.slot),
+        slot: v.items.iter().find_map(|item| item.slot).map(|slot| layout.slot(slot)),
+        symbol: v.name.clone(),
     };
     plan.veneers.iter().enumerate().map(one).collect()
 }

@@ -4,9 +4,9 @@ use super::Inputs;
 use super::error::LinkError;
 use super::layout::Layout;
 use super::resolve::{Resolver, Target};
-use super::scan::{Item, Plan, Slot};
+use super::scan::{Item, Plan, Slot, VeneerPlan};
 use super::symbols::Symbols;
-use crate::arch::{Expr, Howto};
+use crate::arch::{Expr, Howto, region_start};
 use crate::field::{FieldError, store};
 use crate::model::Residue;
 use crate::relocate::put;
@@ -77,12 +77,17 @@ impl Values<'_, '_, '_> {
     }
 
     fn outcome(&self, item: &Item) -> Outcome {
+        self.outcome_at(item, self.field(item))
+    }
+
+    /// What becomes of `item` if its field is at offset `at` of the image.
+    fn outcome_at(&self, item: &Item, at: u64) -> Outcome {
         let (a, cx) = (item.addend, self.cx);
         let s = match item.veneer {
             Some(v) => self.image(self.layout.veneer(v)),
             None => self.target(item.target),
         };
-        let p = self.image(self.field(item));
+        let p = self.image(at);
         let difference = |to: Where, from: Where| match (to, from) {
             (Where::Image(x), Where::Image(y)) | (Where::Fixed(x), Where::Fixed(y)) => Some(x.wrapping_sub(y)),
             _ => None,
@@ -109,19 +114,27 @@ impl Values<'_, '_, '_> {
                 None => Outcome::Residue,
             },
             (Expr::GotPc | Expr::GotTpOffPc | Expr::GotTlsGdPc | Expr::GotTlsLdPc, _) => inside(p),
-            (Expr::Got, _) => inside(self.got()),
+            (Expr::Got | Expr::GotPage | Expr::GotTpOff, _) => inside(self.got()),
             (Expr::GotAbs, _) => match slot() {
                 Some(Where::Fixed(v)) => plus(v),
                 _ => Outcome::Impossible("needs the address of a GOT slot, which is not known yet"),
             },
             (Expr::GotOff | Expr::PltGotOff, _) => difference(s, self.got())
                 .map_or(Outcome::Impossible("is relative to the GOT, but the symbol is not part of the patch"), plus),
+            (Expr::GotMinus, _) => difference(self.got(), s)
+                .map_or(Outcome::Impossible("is relative to the GOT, but the symbol is not part of the patch"), |v| {
+                    Outcome::Value(v.wrapping_sub(a as u64))
+                }),
+            (Expr::GpRel, target) => cx.small_data(target).map_or_else(Outcome::Impossible, plus),
+            (Expr::Region { bits, after }, _) => match (s, p) {
+                (Where::Fixed(s), Where::Fixed(p)) => plus(s.wrapping_sub(region_start(p, bits, after))),
+                _ => Outcome::Residue,
+            },
             (Expr::GotBasePc, _) => difference(self.got(), p).map_or(LOST, plus),
             // The scan added the size to the addend.
             (Expr::Size, _) => plus(0),
             (Expr::TpOff, Target::Tls(v)) => plus(v.wrapping_add_signed(tp())),
             (Expr::DtpOff, Target::Tls(v)) => plus(v),
-            (Expr::GotPage | Expr::GotMinus | Expr::GotTpOff | Expr::GpRel | Expr::Region { .. }, _) => LOST,
             (Expr::None | Expr::TpOff | Expr::DtpOff, _) => LOST,
         }
     }
@@ -188,18 +201,22 @@ impl Values<'_, '_, '_> {
                         None => symbols.of(item.target, resolver, self.layout),
                     };
                     *counts.entry(String::from(item.howto.name)).or_default() += 1;
-                    residue.push(Residue {
-                        offset: self.field(item),
-                        r_type: item.howto.r_type,
-                        symbol,
-                        addend: item.addend,
-                    });
+                    residue.push(self.residue(item.howto, item.target, symbol, item.addend, self.field(item)));
                 }
             }
+        }
+        for (i, veneer) in plan.veneers.iter().enumerate() {
+            self.veneer(i, veneer, resolver, symbols, contents, &mut residue, &mut counts)?;
         }
         self.fill_got(plan, resolver, symbols, contents, &mut residue, &mut counts)?;
         residue.sort_by_key(|r| r.offset);
         Ok((residue, counts))
+    }
+
+    fn residue(&self, howto: &Howto, target: Target, symbol: u32, addend: i64, offset: u64) -> Residue {
+        // The package's symbol for the GOT is the GOT's start, since the place that is pointed to may be in no span.
+        let bias = if target == Target::GotBase { self.cx.arch.gp_bias() } else { 0 };
+        Residue { offset, r_type: howto.r_type, symbol, addend: addend.wrapping_add_unsigned(bias) }
     }
 
     /// Does the field lie inside its section?
@@ -221,24 +238,32 @@ impl Values<'_, '_, '_> {
         counts: &mut BTreeMap<String, u32>,
     ) -> Result<(), LinkError> {
         let cx = self.cx;
-        let Some(word): Option<&'static Howto> = cx.arch.howto(cx.arch.address_word()) else {
-            return Err(LinkError::WrongMachine {
+        let word = |r_type: u32| {
+            cx.arch.howto(r_type).ok_or_else(|| LinkError::WrongMachine {
                 object: String::from(cx.arch.name()),
-                why: format!("has no relocation of type {} for a whole address", cx.arch.address_word()),
-            });
+                why: format!("has no relocation of type {r_type} for a GOT slot"),
+            })
         };
-        for (i, (slot, _)) in plan.slots.iter().enumerate() {
+        let (address, page) = (word(cx.arch.address_word())?, cx.arch.page_word().map(word).transpose()?);
+        for (i, (slot, name)) in plan.slots.iter().enumerate() {
             let offset = self.layout.slot(i as u32);
             let value = match *slot {
-                Slot::Address(target, delta) => match self.target(target) {
-                    Where::Fixed(v) => v.wrapping_add_signed(delta),
-                    _ => {
-                        let symbol = symbols.of(target, resolver, self.layout);
-                        *counts.entry(String::from(word.name)).or_default() += 1;
-                        residue.push(Residue { offset, r_type: word.r_type, symbol, addend: delta });
-                        continue;
+                Slot::Address(target, delta) | Slot::Page(target, delta) => {
+                    let howto = if matches!(slot, Slot::Page(..)) { page.unwrap_or(address) } else { address };
+                    match self.target(target) {
+                        Where::Fixed(v) => {
+                            let slot = self.cell(contents, offset, self.layout.slot_size).unwrap_or(&mut []);
+                            put(cx.arch, howto, slot, 0, v.wrapping_add_signed(delta))
+                                .map_err(|why| LinkError::Veneer { symbol: name.clone(), why })?;
+                        }
+                        _ => {
+                            let symbol = symbols.of(target, resolver, self.layout);
+                            *counts.entry(String::from(howto.name)).or_default() += 1;
+                            residue.push(self.residue(howto, target, symbol, delta, offset));
+                        }
                     }
-                },
+                    continue;
+                }
                 Slot::TpOffset(v) => {
                     let tp = cx.program.tls.map_or(0, |t| cx.arch.tp_offset(t.size, t.align));
                     v.wrapping_add_signed(tp)
@@ -254,20 +279,33 @@ impl Values<'_, '_, '_> {
         Ok(())
     }
 
-    /// Writes the veneers.
-    pub(super) fn veneers(&self, plan: &Plan, contents: &mut Contents) -> Result<(), LinkError> {
-        for (i, veneer) in plan.veneers.iter().enumerate() {
-            let (at, slot) = (self.layout.veneer(i), self.layout.slot(veneer.slot));
-            let name = || plan.slots.get(veneer.slot as usize).map_or_else(String::new, |s| s.1.clone());
-            let template = self.cx.arch.veneer();
-            let Some(cell) = self.cell(contents, at, template.code.len() as u64) else { continue };
-            cell.copy_from_slice(template.code);
-            for &(offset, r_type, addend) in template.relocs {
-                let Some(howto) = self.cx.arch.howto(r_type) else { continue };
-                let p = at.wrapping_add(offset.into());
-                let value = slot.wrapping_sub(p).wrapping_add_signed(addend);
-                put(self.cx.arch, howto, cell, offset.into(), value)
-                    .map_err(|why| LinkError::Veneer { symbol: name(), why })?;
+    /// Writes a veneer, and settles what its code refers to.
+    #[allow(clippy::too_many_arguments)] // what `apply` hands on, and the veneer
+    fn veneer(
+        &self,
+        index: usize,
+        veneer: &VeneerPlan,
+        resolver: &Resolver<'_, '_, '_>,
+        symbols: &mut Symbols,
+        contents: &mut Contents,
+        residue: &mut Vec<Residue>,
+        counts: &mut BTreeMap<String, u32>,
+    ) -> Result<(), LinkError> {
+        let (arch, at) = (self.cx.arch, self.layout.veneer(index));
+        let code = arch.veneer().code;
+        let Some(cell) = self.cell(contents, at, code.len() as u64) else { return Ok(()) };
+        cell.copy_from_slice(code);
+        for item in &veneer.items {
+            let field = at.wrapping_add(item.offset);
+            match self.outcome_at(item, field) {
+                Outcome::Value(value) => put(arch, item.howto, cell, item.offset, value)
+                    .map_err(|why| LinkError::Veneer { symbol: veneer.name.clone(), why })?,
+                Outcome::Impossible(why) => return Err(self.cx.not_pic(item, why)),
+                Outcome::Residue => {
+                    let symbol = symbols.of(item.target, resolver, self.layout);
+                    *counts.entry(String::from(item.howto.name)).or_default() += 1;
+                    residue.push(self.residue(item.howto, item.target, symbol, item.addend, field));
+                }
             }
         }
         Ok(())

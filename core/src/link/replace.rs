@@ -20,6 +20,8 @@ pub(super) struct Replacement {
     pub old_name: String,
     pub old_size: u64,
     pub entry: LinkAddr,
+    /// The new function wants its own address when it is entered.
+    pub own_address: bool,
 }
 
 /// A function that the patch defines.
@@ -29,6 +31,8 @@ struct New<'d> {
     name: &'d str,
     size: u64,
     local: bool,
+    /// `st_other`
+    other: u8,
     /// A copy that every object has (an inline function or a template instance).
     vague: bool,
 }
@@ -102,6 +106,7 @@ impl<'d> List<'_, '_, 'd> {
                 second: String::from(new.name),
             });
         }
+        let flags = self.cx.objects.get(new.spot.object as usize).map_or(0, |o| o.ident.flags);
         self.by_entry.insert(
             old.addr,
             Replacement {
@@ -110,6 +115,7 @@ impl<'d> List<'_, '_, 'd> {
                 old_name: name(),
                 old_size: old.size,
                 entry: old.addr,
+                own_address: self.cx.arch.wants_own_address(flags, new.other),
             },
         );
         Ok(())
@@ -165,6 +171,7 @@ fn patch_functions<'d>(cx: &Inputs<'_, 'd>, globals: &Globals<'d>) -> Vec<New<'d
                 name: s.name,
                 size: s.size,
                 local: s.is_local(),
+                other: s.other,
                 vague: s.bind == Bind::Weak && group.is_some(),
             });
         }

@@ -61,6 +61,8 @@ pub struct ResolvedSymbol {
 pub enum SlotKind {
     /// An address.
     Address,
+    /// The page of an address.
+    Page,
     /// An offset from the thread pointer.
     TpOffset,
     /// The first word of a pair: a module id.
@@ -85,8 +87,8 @@ pub struct GotSlot {
 pub struct Veneer {
     /// Offset in the image.
     pub offset: u64,
-    /// Offset in the image of the GOT slot that it jumps through.
-    pub slot: u64,
+    /// Offset in the image of the GOT slot that it jumps through, if it has one.
+    pub slot: Option<u64>,
     /// Where it leads.
     pub symbol: String,
 }

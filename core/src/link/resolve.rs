@@ -72,6 +72,8 @@ pub(super) struct Resolver<'c, 'o, 'd> {
     site_of_new: BTreeMap<Spot, usize>,
     site_of_old: BTreeMap<LinkAddr, usize>,
     strong: BTreeSet<&'d str>,
+    /// `st_other` of the patch's functions, where it is not 0.
+    others: BTreeMap<Spot, u8>,
     import_of: BTreeMap<&'d str, u32>,
     known: BTreeMap<(u32, u32), Target>,
     undefined: Vec<(&'d str, Place)>,
@@ -88,6 +90,14 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
         bound: BTreeMap<&'d str, Symbol<'d>>,
         sites: &'c [Replacement],
     ) -> Self {
+        let mut others = BTreeMap::new();
+        for (o, object) in cx.objects.iter().enumerate() {
+            for s in object.symbols.iter().filter(|s| s.kind == Kind::Function && s.other != 0) {
+                if let At::Section { index, value } = s.at {
+                    others.insert(Spot { object: o as u32, section: index, value }, s.other);
+                }
+            }
+        }
         let undefined = |s: &&InSymbol<'d>| s.at == At::Undefined && s.bind != Bind::Weak;
         let symbols = cx.objects.iter().flat_map(|o| o.symbols.iter());
         let mut site_of_new = BTreeMap::new();
@@ -115,6 +125,7 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             sites,
             site_of_new,
             site_of_old: sites.iter().enumerate().map(|(i, r)| (r.entry, i)).collect(),
+            others,
             strong: symbols.filter(undefined).map(|s| s.name).collect(),
             import_of: BTreeMap::new(),
             known: BTreeMap::new(),
@@ -239,9 +250,26 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
             }
             SymbolKind::Tls => Target::Tls(theirs.addr.0),
             SymbolKind::Ifunc => Target::Ifunc(theirs.addr),
+            _ if self.is_code(theirs) => {
+                if let Err(why) = self.cx.arch.accepts_function(theirs.other, theirs.addr.0) {
+                    let object = self.cx.options.program_file.clone();
+                    return Err(LinkError::UnsupportedIsa { object, symbol: String::from(theirs.name), why });
+                }
+                Target::Program(theirs.addr)
+            }
             _ if theirs.absolute => Target::Absolute(theirs.addr.0),
             _ => Target::Program(theirs.addr),
         })
+    }
+
+    fn is_code(&self, s: &Symbol<'d>) -> bool {
+        let in_code = || self.cx.program.segment_at(s.addr).is_some_and(|x| x.perm.exec);
+        !s.absolute && (s.kind == SymbolKind::Function || s.kind == SymbolKind::Untyped && in_code())
+    }
+
+    /// `st_other` of the patch's function there.
+    pub(super) fn other_of(&self, spot: &Spot) -> u8 {
+        self.others.get(spot).copied().unwrap_or(0)
     }
 
     fn undefined(
@@ -372,11 +400,11 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
     pub(super) fn stale(&self, r: &Reference) -> Option<&'d str> {
         let Target::Spot(spot) = r.target else { return None };
         let delta = match r.howto.field.order {
-            _ if !r.by_section => 0,
             // In instruction words nothing but the addend says what is meant. Where displacements are plain words the
             // addend depends on the instruction's length, but there no compiler uses anchors.
-            Order::Insn if r.in_code => r.addend,
-            _ => return None,
+            Order::Insn if r.in_code && (r.by_section || r.by_anchor) => r.addend,
+            _ if r.by_section => return None,
+            _ => 0,
         };
         let value = spot.value.checked_add_signed(delta)?;
         let rooms = self.unused.get(&(spot.object, spot.section))?;
@@ -406,17 +434,21 @@ impl<'c, 'o, 'd> Resolver<'c, 'o, 'd> {
                 let site = self.site_of_old.get(&at).and_then(|i| self.sites.get(*i));
                 site.map_or(unchanged, |s| (Target::Spot(s.new), r.addend))
             }
-            (Role::Got, Target::Spot(spot)) => old_of(&spot).map_or(unchanged, |at| (Target::Program(at), r.addend)),
-            (Role::Address, Target::Spot(spot)) => {
+            (Role::Got, Target::Spot(spot)) if r.howto.expr != Expr::GotPage && !self.cx.arch.addend_in_slot() => {
+                old_of(&spot).map_or(unchanged, |at| (Target::Program(at), r.addend))
+            }
+            (Role::Address | Role::Got, Target::Spot(spot)) => {
                 let bias = match r.howto.expr {
-                    Expr::Abs => 0,
+                    // The parts of an address that is put together must all go to the same place.
+                    Expr::Abs | Expr::GotPage => 0,
+                    Expr::Got | Expr::GotPc | Expr::GotAbs if r.howto.role == Role::Got => 0,
                     // Relative to data, only a name is proof: entries of jump tables are differences of labels.
                     Expr::Pc if r.in_code || !r.by_section => pc_bias(r.howto, r.in_code),
                     _ => return unchanged,
                 };
                 let Some(delta) = r.addend.checked_add(bias) else { return unchanged };
                 let Some(value) = spot.value.checked_add_signed(delta) else { return unchanged };
-                if delta != 0 && !r.by_section {
+                if delta != 0 && !r.by_section && !r.by_anchor {
                     return unchanged;
                 }
                 old_of(&Spot { value, ..spot }).map_or(unchanged, |at| (Target::Program(at), r.addend - delta))
@@ -433,12 +465,14 @@ pub(super) struct Reference {
     pub addend: i64,
     /// Against a section's symbol: the addend says what in the section is meant.
     pub by_section: bool,
+    /// Against a label of the object, which may stand for whatever lies around it.
+    pub by_anchor: bool,
     /// The field is part of an instruction.
     pub in_code: bool,
 }
 
 /// What the addend of a PC-relative field in code has to make up for: processors whose displacements are plain words
-/// count from the instruction's end, those whose displacements are bits of an instruction word from its start.
+/// count from the instruction's end; those whose displacements are bits of an instruction word have it in the row.
 pub(super) fn pc_bias(howto: &Howto, in_code: bool) -> i64 {
     if in_code && howto.field.order == Order::Data { i64::from(howto.field.bytes) } else { 0 }
 }

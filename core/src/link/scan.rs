@@ -37,7 +37,8 @@ impl Item {
     /// A call or jump, between which and its target a veneer may be put.
     pub(super) fn is_branch(&self) -> bool {
         matches!(self.howto.expr, Expr::PltPc | Expr::PltGotOff)
-            || (self.howto.role == Role::Branch && matches!(self.howto.expr, Expr::Pc | Expr::Abs))
+            || (self.howto.role == Role::Branch
+                && matches!(self.howto.expr, Expr::Pc | Expr::Abs | Expr::Region { .. }))
     }
 }
 
@@ -46,6 +47,8 @@ impl Item {
 pub(super) enum Slot {
     /// The address of a target, plus so many bytes.
     Address(Target, i64),
+    /// The page of that.
+    Page(Target, i64),
     /// Offset from the thread pointer of what lies at this offset in the program's TLS block.
     TpOffset(u64),
     /// Module id of the program, followed by the offset in its TLS block (`None`: 0, for the whole block).
@@ -54,10 +57,12 @@ pub(super) enum Slot {
     DtpOffset(u64),
 }
 
-/// A stub that jumps through a GOT slot.
-#[derive(Clone, Copy, Debug)]
+/// A stub that jumps to a target, plus so many bytes.
+#[derive(Clone, Debug)]
 pub(super) struct VeneerPlan {
-    pub slot: u32,
+    pub name: String,
+    /// What its code refers to; offsets count from the veneer. Symbol and section are those of the first branch to it.
+    pub items: Vec<Item>,
 }
 
 /// All that relocations ask for.
@@ -112,11 +117,17 @@ impl Plan {
         if howto.expr == Expr::None || howto.role == Role::Hint {
             return Ok(());
         }
-        let target = resolver.target(object, reloc.symbol, &place, messages)?;
+        let target = match howto.expr {
+            // Whatever the symbol is called, it stands for nothing.
+            Expr::GotBasePc => Target::GotBase,
+            _ => resolver.target(object, reloc.symbol, &place, messages)?,
+        };
         let in_code = fate == Fate::Keep(Part::Code);
         let symbol = cx.objects.get(object as usize).and_then(|o| o.symbols.get(reloc.symbol as usize));
         let by_section = symbol.is_some_and(|s| s.kind == Kind::Section);
-        let reference = Reference { howto, target, addend: reloc.addend, by_section, in_code };
+        // A label without a size marks a place from which several objects may be reached.
+        let by_anchor = symbol.is_some_and(|s| s.is_local() && s.kind != Kind::Function && s.size == 0);
+        let reference = Reference { howto, target, addend: reloc.addend, by_section, by_anchor, in_code };
         if let Some(symbol) = resolver.stale(&reference) {
             return Err(LinkError::HiddenReference { symbol: String::from(symbol), place: Box::new(place()) });
         }
@@ -142,6 +153,9 @@ impl Plan {
         };
         self.check(cx, &item)?;
         self.wants(cx, &mut item)?;
+        if item.veneer.is_none() && item.is_branch() && lacks_own_address(cx, resolver, &item) {
+            self.divert(cx, &mut item)?;
+        }
         self.items.push(item);
         Ok(())
     }
@@ -156,13 +170,15 @@ impl Plan {
         let absolute = |why| Err(cx.not_pic(item, why));
         match (item.howto.expr, item.target) {
             // Every module of a process may ask for its own TLS block, so a shared library's would be needed here.
-            (Expr::GotTlsLdPc | Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::TpOff | Expr::DtpOff, _)
-                if cx.program.library =>
-            {
+            (
+                Expr::GotTlsLdPc | Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff,
+                _,
+            ) if cx.program.library => {
                 Err(tls("it is a shared library's, and its place differs from process to process"))
             }
             (Expr::GotTlsLdPc, _) => Ok(()),
-            (Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::TpOff | Expr::DtpOff, target) => match target {
+            (Expr::GotTlsGdPc | Expr::GotTpOffPc | Expr::GotTpOff | Expr::TpOff | Expr::DtpOff, target) => match target
+            {
                 Target::Tls(_) if cx.program.tls.is_some() => Ok(()),
                 Target::Tls(_) => Err(tls("the program has no TLS segment")),
                 Target::Import(_) => Err(tls("another module defines it")),
@@ -182,6 +198,15 @@ impl Plan {
                 })
             }
             _ if item.is_branch() => Ok(()),
+            (Expr::GpRel, target) => match cx.small_data(target) {
+                Ok(_) => Ok(()),
+                Err(why) => Err(LinkError::SmallData {
+                    name: item.howto.name,
+                    symbol: cx.symbol_name(item.object, item.symbol),
+                    place: Box::new(cx.place(item.object, item.section, item.offset)),
+                    why,
+                }),
+            },
             (Expr::Pc | Expr::GotOff, Target::Import(_)) => {
                 absolute("must be near, but another module defines the symbol, anywhere in memory")
             }
@@ -197,25 +222,41 @@ impl Plan {
 
     fn wants(&mut self, cx: &Inputs<'_, '_>, item: &mut Item) -> Result<(), LinkError> {
         let name = || cx.symbol_name(item.object, item.symbol);
+        if item.howto.expr == Expr::GotPage && cx.arch.page_word().is_none() {
+            return Err(LinkError::UnsupportedRelocation {
+                name: String::from(item.howto.name),
+                symbol: name(),
+                place: Box::new(cx.place(item.object, item.section, item.offset)),
+            });
+        }
+        // What is behind the symbol is either the slot's business or that of the reference to the slot.
+        let inside = cx.arch.addend_in_slot() || item.howto.expr == Expr::GotPage;
+        let delta = if inside { item.addend } else { 0 };
         let slot = match (item.howto.expr, item.target) {
-            (Expr::Got | Expr::GotPc | Expr::GotAbs, t) => Some(Slot::Address(t, 0)),
-            (Expr::GotTpOffPc, Target::Tls(v)) => Some(Slot::TpOffset(v)),
-            (Expr::GotTlsGdPc, Target::Tls(v)) => Some(Slot::Module(Some(v))),
+            (Expr::Got | Expr::GotPc | Expr::GotAbs, t) => Some(Slot::Address(t, delta)),
+            (Expr::GotPage, t) => Some(Slot::Page(t, delta)),
+            (Expr::GotTpOffPc | Expr::GotTpOff, Target::Tls(v)) => Some(Slot::TpOffset(v.wrapping_add_signed(delta))),
+            (Expr::GotTlsGdPc, Target::Tls(v)) => Some(Slot::Module(Some(v.wrapping_add_signed(delta)))),
             (Expr::GotTlsLdPc, _) => Some(Slot::Module(None)),
             _ => None,
         };
         if let Some(slot) = slot {
             item.slot = Some(self.slot(slot, name));
+            item.addend = item.addend.wrapping_sub(delta);
         }
         let settled = cx.options.base.is_some() && cx.program.fixed;
         let far = match item.target {
             Target::Import(_) | Target::Ifunc(_) => true,
             Target::Absolute(_) => cx.options.base.is_none(),
-            Target::Program(_) => item.howto.expr == Expr::PltGotOff && !settled,
+            // An image that is put near the program may still lie in another region than the function.
+            Target::Program(_) => {
+                let expr = item.howto.expr;
+                !settled && (matches!(expr, Expr::PltGotOff | Expr::Region { .. }) || is_short(item.howto))
+            }
             _ => false,
         };
         if far && item.is_branch() {
-            self.divert(cx, item);
+            self.divert(cx, item)?;
         }
         Ok(())
     }
@@ -234,7 +275,7 @@ impl Plan {
     }
 
     /// Sends a branch through a veneer. What the addend adds to the processor's own bias is part of the destination.
-    fn divert(&mut self, cx: &Inputs<'_, '_>, item: &mut Item) {
+    fn divert(&mut self, cx: &Inputs<'_, '_>, item: &mut Item) -> Result<(), LinkError> {
         let bias = if item.howto.expr == Expr::PltPc || item.howto.expr == Expr::Pc {
             pc_bias(item.howto, item.in_code)
         } else {
@@ -245,30 +286,101 @@ impl Plan {
         let index = match self.veneer_of.get(&key) {
             Some(i) => *i,
             None => {
-                let slot = self.slot(Slot::Address(item.target, delta), || cx.symbol_name(item.object, item.symbol));
-                self.veneers.push(VeneerPlan { slot });
+                let veneer = self.veneer(cx, item, delta)?;
+                self.veneers.push(veneer);
                 self.veneer_of.insert(key, self.veneers.len() - 1);
                 self.veneers.len() - 1
             }
         };
         item.veneer = Some(index);
         item.addend = bias.wrapping_neg();
+        Ok(())
+    }
+
+    /// What the code of a veneer to `branch`'s target refers to.
+    fn veneer(&mut self, cx: &Inputs<'_, '_>, branch: &Item, delta: i64) -> Result<VeneerPlan, LinkError> {
+        let mut items = Vec::new();
+        for &(offset, r_type, addend) in cx.arch.veneer().relocs {
+            let mut item = Item { offset: offset.into(), slot: None, veneer: None, in_code: true, ..branch.clone() };
+            let Some(howto) = cx.arch.howto(r_type) else {
+                return Err(LinkError::UnsupportedRelocation {
+                    name: cx.reloc_name(r_type),
+                    symbol: cx.symbol_name(branch.object, branch.symbol),
+                    place: Box::new(cx.place(branch.object, branch.section, branch.offset)),
+                });
+            };
+            item.howto = howto;
+            item.addend = addend;
+            if matches!(howto.expr, Expr::Got | Expr::GotPc | Expr::GotAbs) {
+                let name = || cx.symbol_name(branch.object, branch.symbol);
+                item.slot = Some(self.slot(Slot::Address(branch.target, delta), name));
+            } else {
+                item.addend = addend.wrapping_add(delta);
+            }
+            items.push(item);
+        }
+        Ok(VeneerPlan { name: cx.symbol_name(branch.object, branch.symbol), items })
     }
 
     /// Gives veneers to the branches with these indices. Returns whether there was any.
-    pub(super) fn divert_all(&mut self, cx: &Inputs<'_, '_>, which: &BTreeSet<usize>) -> bool {
+    pub(super) fn divert_all(&mut self, cx: &Inputs<'_, '_>, which: &BTreeSet<usize>) -> Result<bool, LinkError> {
         let mut items = core::mem::take(&mut self.items);
         for i in which {
             if let Some(item) = items.get_mut(*i) {
-                self.divert(cx, item);
+                self.divert(cx, item)?;
             }
         }
         self.items = items;
-        !which.is_empty()
+        Ok(!which.is_empty())
+    }
+}
+
+/// Does this branch reach so little that no image can count on lying within?
+fn is_short(howto: &Howto) -> bool {
+    const NEAR: i128 = 1 << 27;
+    howto.overflow.bounds().is_some_and(|(min, max)| (max - min) << howto.field.rshift < NEAR)
+}
+
+/// Is this a branch to a function that wants its own address, in code that would not hand it over? Branches within one
+/// object are left alone: its compiler knew what it did.
+fn lacks_own_address(cx: &Inputs<'_, '_>, resolver: &Resolver<'_, '_, '_>, item: &Item) -> bool {
+    let arch = cx.arch;
+    match item.target {
+        Target::Program(at) => {
+            let symbol = cx.program.function_at(at).filter(|s| s.addr == at);
+            arch.wants_own_address(cx.program.ident.flags, symbol.map_or(0, |s| s.other))
+        }
+        Target::Spot(spot) if spot.object != item.object => {
+            let flags = |o: u32| cx.objects.get(o as usize).map_or(0, |o| o.ident.flags);
+            arch.wants_own_address(flags(spot.object), resolver.other_of(&spot))
+                && !arch.wants_own_address(flags(item.object), 0)
+        }
+        _ => false,
     }
 }
 
 impl Inputs<'_, '_> {
+    /// The distance of a target from the program's global pointer, or a clause why there is none.
+    pub(super) fn small_data(&self, target: Target) -> Result<u64, &'static str> {
+        let program = self.program;
+        // What runs then has the global pointer of whoever called last, and code of the program sets up its own.
+        if program.dynamic || program.library || self.arch.wants_own_address(program.ident.flags, 0) {
+            return Err("counts from a global pointer that this program does not keep");
+        }
+        let symbol = self.arch.global_pointer_symbol().and_then(|name| program.named(name).next());
+        let bias = self.arch.gp_bias();
+        let gp = symbol.map(|s| s.addr.0).or(program.got.map(|g| g.0.wrapping_add(bias)));
+        let Some(gp) = gp else { return Err("counts from a global pointer that this program does not have") };
+        match target {
+            Target::Program(at) => Ok(at.0.wrapping_sub(gp)),
+            Target::Absolute(v) if program.fixed => Ok(v.wrapping_sub(gp)),
+            Target::Spot(_) | Target::Common(_) => {
+                Err("counts from the program's global pointer, and the patch is far from it")
+            }
+            _ => Err("counts from the program's global pointer, and the symbol is not the program's"),
+        }
+    }
+
     /// Does this relocation hold less than a whole address?
     pub(super) fn is_narrow(&self, howto: &Howto) -> bool {
         let limit = 1i128 << self.arch.address_bits().min(64);

@@ -135,12 +135,17 @@ pub mod site {
     pub const PAD: usize = 56;
     /// u8: bytes behind the pad that may be overwritten.
     pub const WINDOW: usize = 57;
-    /// u16: 0.
-    pub const RESERVED16: usize = 58;
+    /// u16: bits of the `FLAG_` constants; others are 0.
+    pub const FLAGS: usize = 58;
     /// u32: 0.
     pub const RESERVED32: usize = 60;
     /// Size of the record, bytes.
     pub const SIZE: usize = 64;
+
+    /// The new function wants its own address in the register that its ABI names.
+    pub const FLAG_OWN_ADDRESS: u16 = 1;
+    /// All known flags.
+    pub const FLAGS_ALL: u16 = FLAG_OWN_ADDRESS;
 }
 
 /// A record in [`RANGES`].

@@ -116,6 +116,8 @@ pub struct SiteRef<'a> {
     pub new_offset: u64,
     /// Offset in the image of the room for a landing.
     pub landing: u64,
+    /// The new function wants its own address where its ABI has callers put it.
+    pub own_address: bool,
 }
 
 /// Parts of a function's body.

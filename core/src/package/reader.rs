@@ -135,6 +135,7 @@ impl<'a> PackageReader<'a> {
                     body: s.body.iter().collect(),
                     new_offset: s.new_offset,
                     landing: s.landing,
+                    own_address: s.own_address,
                 })
                 .collect(),
             eh_frame: head.eh_frame,
@@ -417,10 +418,13 @@ impl<'a> PackageReader<'a> {
         let index = index32(index);
         let bad = |field, value, why| PackageError::Site { index, field, value, why };
         let u64_at = |at| record.u64(at).ok_or(OUT_OF_RECORD);
-        let reserved = u64::from(record.u16(site::RESERVED16).ok_or(OUT_OF_RECORD)?)
-            | u64::from(record.u32(site::RESERVED32).ok_or(OUT_OF_RECORD)?);
+        let flags = record.u16(site::FLAGS).ok_or(OUT_OF_RECORD)?;
+        if flags & !site::FLAGS_ALL != 0 {
+            return Err(bad("flags", flags.into(), "has unknown bits"));
+        }
+        let reserved = record.u32(site::RESERVED32).ok_or(OUT_OF_RECORD)?;
         if reserved != 0 {
-            return Err(bad("reserved field", reserved, "is not zero"));
+            return Err(bad("reserved field", reserved.into(), "is not zero"));
         }
         let first = record.u32(site::BODY_FIRST).ok_or(OUT_OF_RECORD)?;
         let parts = record.u32(site::BODY_COUNT).ok_or(OUT_OF_RECORD)?;
@@ -441,6 +445,7 @@ impl<'a> PackageReader<'a> {
             body: Ranges(RangesIn::Records(body, self.endian)),
             new_offset: u64_at(site::NEW_OFFSET)?,
             landing: u64_at(site::LANDING)?,
+            own_address: flags & site::FLAG_OWN_ADDRESS != 0,
         })
     }
 

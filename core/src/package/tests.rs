@@ -64,6 +64,7 @@ fn sample(ident: ElfIdent, base: Option<u64>, page_size: u64) -> Package {
                 body: vec![(LinkAddr(high + 0x1200), 0x80), (LinkAddr(high + 0x900), 0x11)],
                 new_offset: 0,
                 landing: 0x60,
+                own_address: false,
             },
             Site {
                 old: "parse".into(),
@@ -75,6 +76,7 @@ fn sample(ident: ElfIdent, base: Option<u64>, page_size: u64) -> Package {
                 body: vec![(LinkAddr(high + 0x1300), 5)],
                 new_offset: 0x40,
                 landing: 0x70,
+                own_address: true,
             },
         ],
         eh_frame: Some((p + 8, 0x28)),
@@ -381,7 +383,8 @@ fn the_reader_refuses_sealed_nonsense() {
         "site 1: first body part 0x0 does not follow the parts of the site before it"
     );
     assert_eq!(say(".tfix.sites", format::site::BODY_COUNT, 9), "site 0: number of body parts 0x9 leaves .tfix.ranges");
-    assert_eq!(say(".tfix.sites", format::site::RESERVED16, 9), "site 0: reserved field 0x9 is not zero");
+    assert_eq!(say(".tfix.sites", format::site::FLAGS, 9), "site 0: flags 0x9 has unknown bits");
+    assert_eq!(say(".tfix.sites", format::site::RESERVED32, 9), "site 0: reserved field 0x9 is not zero");
     assert_eq!(say(".tfix.bind", format::bind::KIND, 9), "symbol 5: binding kind 0x9 is unknown");
     assert_eq!(say(".tfix.bind", format::bind::SYMBOL, 9), "symbol 5: binding record's symbol 0x9 is not this symbol");
     assert_eq!(say(".tfix.bind", format::bind::FLAGS, 8), "symbol 5: binding flags 0x8 are unknown");

@@ -56,6 +56,7 @@ impl View for Package {
             body: Ranges(RangesIn::Values(&s.body)),
             new_offset: s.new_offset,
             landing: s.landing,
+            own_address: s.own_address,
         })
     }
     fn warnings(&self) -> impl Iterator<Item = &str> {
@@ -238,7 +239,8 @@ impl<'a> Layout<'a> {
             sites.reference(blob.add(site.old.as_bytes())?);
             sites.reference(blob.add(site.new.as_bytes())?);
             sites.reference(blob.add(&site.expected)?);
-            sites.u32(parts).u32(count).u8(site.pad).u8(site.window).u16(0).u32(0);
+            let flags = if site.own_address { format::site::FLAG_OWN_ADDRESS } else { 0 };
+            sites.u32(parts).u32(count).u8(site.pad).u8(site.window).u16(flags).u32(0);
             for (start, size) in &site.body {
                 ranges.u64(start.0).u64(*size);
             }

@@ -4,6 +4,7 @@ use crate::addr::RunAddr;
 use crate::arch::{Arch, Via};
 use crate::model::{Package, Referent};
 use crate::relocate::{SettleError, settle};
+use crate::session::area;
 use crate::session::attempt::{Attempt, Outcome, interrupted};
 use crate::session::error::SessionError;
 use crate::session::plan::{Options, Plan, PlannedSite, Value, encode_site, plan};
@@ -131,7 +132,7 @@ fn prepare(
         Err(e) => e,
     };
     let mut undone = if held { Ok(()) } else { region::hold(target) };
-    let all = [(mapped.region, plan.record_size + plan.image_size), mapped.islands];
+    let all = [(mapped.region, plan.region_size()), mapped.islands];
     let mut stay = addresses(&all);
     if undone.is_ok() {
         for (at, size) in all.into_iter().filter(|r| r.1 != 0) {
@@ -156,6 +157,7 @@ fn calls_resolvers(package: &Package, plan: &Plan) -> bool {
 
 struct Mapped {
     region: RunAddr,
+    image: RunAddr,
     islands: (RunAddr, u64),
 }
 
@@ -167,14 +169,20 @@ fn map_all(target: &mut dyn Target, arch: &dyn Arch, package: &Package, plan: &P
             pieces.push(Piece { offset: plan.record_size + s.offset, size, perm: s.perm });
         }
     }
-    let region = region::map(target, arch, &plan.name, &plan.places, &pieces)?;
+    let (region, image) = match plan.reserved {
+        Some(r) => (r.record, r.image),
+        None => {
+            let region = region::map(target, arch, &plan.name, &plan.places, &pieces)?;
+            (region, region.offset(plan.record_size))
+        }
+    };
     let near: Vec<&PlannedSite> = plan.sites.iter().filter(|s| s.form.via == Via::NearIsland).collect();
     if near.is_empty() {
-        return Ok(Mapped { region, islands: (RunAddr(0), 0) });
+        return Ok(Mapped { region, image, islands: (RunAddr(0), 0) });
     }
     match map_islands(target, arch, package, plan, &near) {
-        Ok(islands) => Ok(Mapped { region, islands }),
-        Err(e) => match region::unmap(target, arch, region, plan.record_size + plan.image_size) {
+        Ok(islands) => Ok(Mapped { region, image, islands }),
+        Err(e) => match region::unmap(target, arch, region, plan.region_size()) {
             Ok(()) => Err(e),
             Err(undo) => Err(left_over(e, &[region], &undo)),
         },
@@ -194,11 +202,14 @@ fn map_islands(
     let page = package.page_size.max(1);
     let size = (ISLAND_STRIDE * sites.len() as u64).next_multiple_of(page);
     let end = arch.user_space_end();
-    let mut range = StartRange::user_space(end);
+    let mut range = if plan.reserved.is_some() { StartRange::EVERYWHERE } else { StartRange::user_space(end) };
     for (i, s) in sites.iter().enumerate() {
         let Some((low, high)) = s.form.reach.targets(s.at.0) else { continue };
         let offset = i128::from(ISLAND_STRIDE * i as u64);
         range = range.and(StartRange { low: low - offset, high: high - offset });
+    }
+    if let Some(r) = plan.reserved {
+        return area::islands(target.area(), plan, r, range, ISLAND_STRIDE * sites.len() as u64);
     }
     let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
     let near = sites.first().map_or(RunAddr(0), |s| s.at);
@@ -215,8 +226,14 @@ fn build(
     mapped: &Mapped,
     clock: &mut dyn Clock,
 ) -> Result<Record, SessionError> {
-    let image = mapped.region.offset(plan.record_size);
+    let image = mapped.image;
     let mut spans: Vec<(u64, Vec<u8>)> = package.spans.iter().map(|s| (s.offset, s.data.clone())).collect();
+    if plan.reserved.is_some() {
+        // New mappings are zero, an area is whatever it was.
+        for ((_, data), s) in spans.iter_mut().zip(&package.spans) {
+            data.resize(usize::try_from(s.size).unwrap_or(data.len()).max(data.len()), 0);
+        }
+    }
 
     // Landings, and the sites' bytes.
     let mut islands = Vec::new();
@@ -272,7 +289,7 @@ fn build(
         at: mapped.region,
         state: State::Preparing,
         sequence: plan.sequence,
-        region_size: plan.record_size + plan.image_size,
+        region_size: plan.region_size(),
         image,
         image_size: plan.image_size,
         islands: mapped.islands,

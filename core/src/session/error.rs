@@ -165,6 +165,44 @@ pub enum SessionError {
         /// The target.
         target: String,
     },
+    /// The area that the target has for patches has no room.
+    #[error(
+        "patch `{name}` needs {image:#x} bytes, aligned to {align:#x}, and {record:#x} for its record; the area of {size:#x} bytes at {start} has at most {free:#x} in one piece"
+    )]
+    AreaFull {
+        /// Patch name.
+        name: String,
+        /// Size of the image, bytes.
+        image: u64,
+        /// Alignment of the image, bytes.
+        align: u64,
+        /// Size of the record, bytes.
+        record: u64,
+        /// Start of the area.
+        start: RunAddr,
+        /// Size of the area, bytes.
+        size: u64,
+        /// The largest free piece, bytes.
+        free: u64,
+    },
+    /// The target's memory is not that of the program.
+    #[error("{target} does not run `{file}`: its code differs at {at}")]
+    OtherProgram {
+        /// The target.
+        target: String,
+        /// The program's file.
+        file: String,
+        /// First address that differs.
+        at: RunAddr,
+    },
+    /// The program's file can't be read as one.
+    #[error("`{file}`: {why}")]
+    BadProgram {
+        /// The program's file.
+        file: String,
+        /// What is wrong.
+        why: crate::program::ProgramError,
+    },
     /// No address satisfies all relocations and jumps at once.
     #[error("no address for the image is in reach of everything it refers to (`{what}` conflicts)")]
     Unreachable {
@@ -202,6 +240,26 @@ pub enum SessionError {
         window: u8,
         /// `--form`
         forced: Option<String>,
+    },
+    /// The forms that fit a site don't hand the new function its own address.
+    #[error("the jump form {form} does not hand the new function its own address, which `{function}` at {at} needs")]
+    NoOwnAddress {
+        /// The function.
+        function: String,
+        /// Where the jump would go.
+        at: RunAddr,
+        /// The form.
+        form: &'static str,
+    },
+    /// The package's spans are not aligned to the target's pages.
+    #[error("the package is made of pages of {package:#x} bytes, those of {target} have {size:#x}")]
+    PageSize {
+        /// Page size of the package.
+        package: u64,
+        /// Page size of the target.
+        size: u64,
+        /// The target.
+        target: String,
     },
     /// `--form` names no form of this architecture.
     #[error("no jump form named `{name}`; there are {known}")]
@@ -297,10 +355,15 @@ impl Explain for SessionError {
             SessionError::ImportMissing { .. } => "import-missing",
             SessionError::ImportUnusable { .. } => "import-unusable",
             SessionError::NoSpace { .. } => "no-space",
+            SessionError::AreaFull { .. } => "area-full",
+            SessionError::OtherProgram { .. } => "other-program",
+            SessionError::BadProgram { why, .. } => why.rule(),
             SessionError::Unreachable { .. } => "unreachable",
             SessionError::Relocation { .. } => "relocation-overflow",
             SessionError::UnknownResidue { .. } => "unknown-residue",
             SessionError::NoJumpForm { .. } => "no-jump-form",
+            SessionError::NoOwnAddress { .. } => "no-own-address",
+            SessionError::PageSize { .. } => "page-size",
             SessionError::UnknownForm { .. } => "unknown-form",
             SessionError::Encode { .. } => "jump-encoding",
             SessionError::Busy { .. } => "busy",
@@ -317,6 +380,7 @@ impl Explain for SessionError {
         match self {
             SessionError::Target(e) => e.class(),
             SessionError::OtherArchitecture { .. }
+            | SessionError::BadProgram { .. }
             | SessionError::UnknownResidue { .. }
             | SessionError::UnknownForm { .. } => Class::BadInput,
             SessionError::RolledBack { .. } | SessionError::StillApplied { .. } => Class::RolledBack,
@@ -342,8 +406,11 @@ impl Explain for SessionError {
             SessionError::NotApplied { .. } => "`tfix list` shows what is applied",
             SessionError::NotTopmost { .. } => "revert the later patch first",
             SessionError::ImportMissing { .. } => "the library that defines it is not loaded in this process",
+            SessionError::AreaFull { .. } => "give it a larger --area, or revert a patch that is in it",
+            SessionError::OtherProgram { .. } => "name the file that the target really runs; nothing was written",
             SessionError::Unreachable { .. } | SessionError::Relocation { .. } => "compile the patch with -fPIC",
-            SessionError::NoJumpForm { forced: Some(_), .. } => {
+            SessionError::PageSize { .. } => "run `tfix gen` without --page-size, or with the target's",
+            SessionError::NoJumpForm { forced: Some(_), .. } | SessionError::NoOwnAddress { .. } => {
                 "leave out --form, tfix then takes the shortest that fits"
             }
             SessionError::Busy { .. } => "raise --timeout, or wake the thread so that it leaves the function",

@@ -2,6 +2,7 @@
 //! architecture ([`crate::arch::Arch`]).
 
 pub mod apply;
+pub mod area;
 mod attempt;
 pub mod error;
 pub mod imports;
@@ -10,6 +11,7 @@ pub mod modules;
 pub mod plan;
 pub mod record;
 mod region;
+mod resident;
 pub mod revert;
 pub mod space;
 pub mod stack;
@@ -77,6 +79,7 @@ impl Inspected {
             layout: arch.registers(),
             endian: arch.data_endian(),
             mappings: self.mappings.clone(),
+            one_stack: target.calls().is_none(),
             unwinder,
             buffer: Vec::new(),
         }

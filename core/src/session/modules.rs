@@ -6,6 +6,7 @@ use crate::error::Explain as _;
 use crate::field::{Endian, load};
 use crate::model::{Identity, ProgramRef};
 use crate::session::error::SessionError;
+use crate::session::resident;
 use crate::target::{Mapping, Target, TargetError};
 use alloc::{format, string::String, vec, vec::Vec};
 use sha2::{Digest as _, Sha256};
@@ -73,6 +74,9 @@ impl Module {
 /// # Errors
 /// Only when the target is gone; an object that can't be read is left out.
 pub fn modules(target: &mut dyn Target, mappings: &[Mapping]) -> Result<Vec<Module>, TargetError> {
+    if let Some(program) = target.mappings().and_then(|m| m.fixed_program()) {
+        return Ok(resident::module(&program).into_iter().collect());
+    }
     let mut out = Vec::new();
     for m in mappings {
         if m.offset != 0 || !m.perm.read || m.name.is_empty() || m.name.starts_with("[v") && m.name != "[vdso]" {
@@ -98,8 +102,41 @@ impl Fields<'_> {
 }
 
 fn read_module(target: &mut dyn Target, mapping: &Mapping) -> Option<Module> {
+    parse_module(mapping, None, &mut |place, buf| {
+        let at = match place {
+            Place::Header(offset) => mapping.start.offset(offset),
+            Place::Loaded { at, .. } => at,
+        };
+        target.read(at, buf).ok()
+    })
+}
+
+/// Where something of an ELF object is found: its headers by their offset in the file, loaded contents by either.
+pub(super) enum Place {
+    /// Offset in the file.
+    Header(u64),
+    /// Offset in the file, and the address.
+    Loaded {
+        /// Offset in the file.
+        offset: u64,
+        /// Address.
+        at: RunAddr,
+    },
+}
+
+/// Reads an object's headers through `read`. `bias`: what was added to its addresses, where the start of `mapping` does not
+/// tell.
+pub(super) fn parse_module(
+    mapping: &Mapping,
+    bias: Option<Bias>,
+    read: &mut dyn FnMut(Place, &mut [u8]) -> Option<()>,
+) -> Option<Module> {
+    // The smaller of the two classes' headers is all there may be.
     let mut header = [0u8; 64];
-    target.read(mapping.start, &mut header).ok()?;
+    read(Place::Header(0), &mut header[..52])?;
+    if header[4] == 2 {
+        read(Place::Header(52), &mut header[52..])?;
+    }
     if &header[..4] != b"\x7fELF" {
         return None;
     }
@@ -114,7 +151,7 @@ fn read_module(target: &mut dyn Target, mapping: &Mapping) -> Option<Module> {
         return None;
     }
     let mut table = vec![0u8; usize::try_from(e_phnum * entry_size).ok()?];
-    target.read(mapping.start.offset(e_phoff), &mut table).ok()?;
+    read(Place::Header(e_phoff), &mut table)?;
 
     let (mut loads, mut notes) = (Vec::new(), Vec::new());
     let (mut dynamic, mut eh_frame_hdr, mut first) = (None, None, None);
@@ -134,19 +171,23 @@ fn read_module(target: &mut dyn Target, mapping: &Mapping) -> Option<Module> {
             }
             PT_DYNAMIC => dynamic = Some((vaddr, memsz)),
             PT_GNU_EH_FRAME => eh_frame_hdr = Some((vaddr, memsz)),
-            PT_NOTE => notes.push((vaddr, memsz)),
+            PT_NOTE => notes.push((vaddr, offset, memsz)),
             _ => {}
         }
     }
     let e_type = h.at(16, 2)?;
-    let bias = if e_type == ET_EXEC { Bias(0) } else { Bias(mapping.start.0.wrapping_sub(first?)) };
+    let bias = match bias {
+        Some(b) => b,
+        None if e_type == ET_EXEC => Bias(0),
+        None => Bias(mapping.start.0.wrapping_sub(first?)),
+    };
     let run = |v: u64| RunAddr(v.wrapping_add(bias.0));
     let low = loads.iter().map(|l| l.0).min()?;
     let high = loads.iter().map(|l| l.1).max()?;
     let mut build_id = None;
-    for (vaddr, size) in notes {
+    for (vaddr, offset, size) in notes {
         let mut bytes = vec![0u8; usize::try_from(size.min(MAX_NOTES)).ok()?];
-        if target.read(run(vaddr), &mut bytes).is_ok()
+        if read(Place::Loaded { offset, at: run(vaddr) }, &mut bytes).is_some()
             && let Some(id) = find_build_id(&bytes, endian)
         {
             build_id = Some(id);

@@ -1,13 +1,15 @@
 //! The plan: all that `fix` is going to do, as a value, before a byte is written.
 
 use crate::addr::{LinkAddr, RunAddr};
-use crate::arch::{Arch, CacheNeed, Code, Expr, JumpForm, Reach, Via};
+use crate::arch::{Arch, CacheNeed, Code, Expr, JumpForm, Reach, Via, region_start};
 use crate::field::Overflow;
 use crate::model::{Package, Referent, Site};
+use crate::session::area::{self, Reserved};
 use crate::session::error::SessionError;
 use crate::session::imports::{Binding, Scope};
 use crate::session::modules::{Module, find_program};
 use crate::session::record::{Record, SITE_BYTES, State};
+use crate::session::resident;
 use crate::session::space::{StartRange, candidates};
 use crate::session::stack::Protected;
 use crate::session::{Inspected, hex, inspect, is_active};
@@ -97,14 +99,23 @@ pub struct Plan {
     pub image_size: u64,
     /// Allowed starts of the image.
     pub range: StartRange,
-    /// Where the region (record, then image) may go, best first.
+    /// Where the region (record, then image) may go, best first; empty where it is [`Plan::reserved`].
     pub places: Vec<RunAddr>,
+    /// Where record and image go in the target's area.
+    pub reserved: Option<Reserved>,
     /// Ranges that no thread may be inside.
     pub protected: Vec<Protected>,
     /// Sequence number of the new record.
     pub sequence: u64,
     /// What is done for the instruction caches.
     pub cache: CacheNeed,
+}
+
+impl Plan {
+    /// What the record's region size says, bytes.
+    pub(super) fn region_size(&self) -> u64 {
+        self.record_size + if self.reserved.is_some() { 0 } else { self.image_size }
+    }
 }
 
 impl core::fmt::Debug for Plan {
@@ -134,6 +145,13 @@ impl core::fmt::Display for Plan {
                 self.record_size + self.image_size,
                 self.record_size,
                 self.image_size
+            )?;
+        }
+        if let Some(r) = &self.reserved {
+            writeln!(
+                f,
+                "  use {} bytes at {} of the area for the record, {} at {} for the image",
+                self.record_size, r.record, self.image_size, r.image
             )?;
         }
         for p in &self.protected {
@@ -179,6 +197,7 @@ pub fn plan(
     let inspected = inspect(target)?;
     check_records(target, &inspected.records, &package.name)?;
     let module = find_program(target, &inspected.modules, &package.program)?.clone();
+    resident::verify(target, package, &inspected.records)?;
 
     let mut sites = Vec::new();
     for s in &package.sites {
@@ -187,21 +206,40 @@ pub fn plan(
     let (values, imports) = bind(target, &inspected.modules, &module, package)?;
 
     let page = package.page_size.max(1);
-    let record_size = record_bytes(package).next_multiple_of(page);
+    let area = target.area();
+    let record_size = record_bytes(package).next_multiple_of(if area.is_some() { area::GRANULE } else { page });
     let image_size = package.image_size();
     let near = sites.first().map_or(module.range.0, |s| s.at);
     let end = arch.user_space_end();
-    let mut range = image_range(arch, package, &values, end)?;
+    let everywhere = if area.is_some() { StartRange::EVERYWHERE } else { StartRange::user_space(end) };
+    if area.is_none() {
+        check_page_size(target, package)?;
+    }
+    let (mut range, together) = image_range(arch, package, &values, everywhere)?;
+    let anywhere = |wanted: StartRange| match area {
+        Some(a) => Room::Area(area::reserve(a, &inspected.records, package, record_size, wanted)),
+        None => Room::Map(places_for(&inspected, wanted, package, record_size, image_size, page, end, near)),
+    };
+    let room = |wanted: StartRange, sites: &[PlannedSite]| {
+        let landings = sites.iter().filter(|s| s.form.via == Via::ImageLanding);
+        let together =
+            landings.fold(together, |t, s| Together::with_reach(t, s.form.landing_reach, s.landing, s.new_offset));
+        match together {
+            Some(t) => t.whole(wanted, record_size, &anywhere),
+            None => anywhere(wanted),
+        }
+    };
     // Forms that jump straight into the image want it near; islands need not.
     let wanted =
         sites.iter().filter(|s| s.form.via != Via::NearIsland).fold(range, |r, s| r.and(form_range(s, s.form)));
-    let mut places = places_for(&inspected, wanted, package, record_size, image_size, page, end, near);
-    if places.is_empty() || wanted.is_empty() {
+    let mut found = room(wanted, &sites);
+    if found.is_empty() || wanted.is_empty() {
         // Out of reach of the short jumps: each site takes the next form that goes farther.
         for s in &mut sites {
-            let window = usize::from(site_window(package, s));
+            let Some(site) = package.sites.iter().find(|x| x.old == s.function) else { continue };
             let far = forms.iter().find(|f| {
-                usize::from(f.len) <= window
+                f.len <= site.window
+                    && (f.own_address || !site.own_address)
                     && (f.via == Via::NearIsland || f.reach == Reach::Anywhere && f.landing_reach == Reach::Anywhere)
             });
             if let Some(f) = far {
@@ -217,8 +255,13 @@ pub fn plan(
             });
         }
         range = wanted;
-        places = places_for(&inspected, wanted, package, record_size, image_size, page, end, near);
-        if places.is_empty() {
+        found = room(wanted, &sites);
+        if found.is_empty() {
+            if let Some(a) = area
+                && anywhere(StartRange::EVERYWHERE).is_empty()
+            {
+                return Err(area::full(a, &inspected.records, package, record_size));
+            }
             return Err(SessionError::NoSpace {
                 size: record_size + image_size,
                 low: RunAddr(clamp(wanted.low)),
@@ -230,9 +273,13 @@ pub fn plan(
         range = wanted;
     }
 
+    let (places, reserved) = match found {
+        Room::Map(places) => (places, None),
+        Room::Area(reserved) => (Vec::new(), reserved),
+    };
     let mut protected = protect(package, &module, &sites, options.policy);
     if options.policy == Policy::Function {
-        protected.extend(protect_earlier(&inspected, &sites));
+        protected.extend(protect_earlier(&inspected, &sites, area.is_some()));
     }
     let sequence = inspected.records.iter().map(|r| r.sequence).max().unwrap_or(0) + 1;
     Ok(Plan {
@@ -247,11 +294,29 @@ pub fn plan(
         image_size,
         range,
         places,
+        reserved,
         protected,
         sequence,
         cache: arch.cache_need(),
         inspected,
     })
+}
+
+/// Where the image may go.
+enum Room {
+    /// Starts of a region to be mapped.
+    Map(Vec<RunAddr>),
+    /// In the area.
+    Area(Option<Reserved>),
+}
+
+impl Room {
+    fn is_empty(&self) -> bool {
+        match self {
+            Room::Map(places) => places.is_empty(),
+            Room::Area(reserved) => reserved.is_none(),
+        }
+    }
 }
 
 fn clamp(v: i128) -> u64 {
@@ -304,8 +369,14 @@ fn read_bytes(target: &mut dyn Target, at: RunAddr, len: u8) -> Result<Vec<u8>, 
     Ok(b)
 }
 
-fn site_window(package: &Package, planned: &PlannedSite) -> u8 {
-    package.sites.iter().find(|s| s.old == planned.function).map_or(0, |s| s.window)
+/// Spans with different rights can't share a page of the target.
+fn check_page_size(target: &mut dyn Target, package: &Package) -> Result<(), SessionError> {
+    const AT_PAGESZ: u64 = 6;
+    let found = target.mappings().and_then(|m| m.auxv(AT_PAGESZ).ok().flatten());
+    match found.filter(|size| *size != 0 && !package.page_size.is_multiple_of(*size)) {
+        Some(size) => Err(SessionError::PageSize { package: package.page_size, size, target: target.describe() }),
+        None => Ok(()),
+    }
 }
 
 /// What should be at `at`: the program's bytes, with the trampolines of applied patches over them.
@@ -348,12 +419,18 @@ fn plan_site(
             && usize::from(f.len) <= SITE_BYTES
             && (f.align <= 1 || at.0.is_multiple_of(u64::from(f.align)))
     };
-    let form = forms.iter().find(fits).copied().ok_or_else(|| SessionError::NoJumpForm {
-        function: site.old.clone(),
-        at,
-        window: site.window,
-        forced: options.form.clone(),
-    })?;
+    let provides = |f: &&&'static JumpForm| fits(f) && (f.own_address || !site.own_address);
+    let Some(form) = forms.iter().find(provides).copied() else {
+        return Err(match forms.iter().find(fits) {
+            Some(form) => SessionError::NoOwnAddress { function: site.old.clone(), at, form: form.name },
+            None => SessionError::NoJumpForm {
+                function: site.old.clone(),
+                at,
+                window: site.window,
+                forced: options.form.clone(),
+            },
+        });
+    };
     let pad = usize::from(site.pad);
     Ok(PlannedSite {
         function: site.old.clone(),
@@ -421,16 +498,84 @@ fn scaled_bounds(overflow: Overflow, rshift: u8) -> Option<(i128, i128)> {
     Some((min * scale, max * scale + (scale - 1)))
 }
 
-/// Starts of the image for which all residue fits.
-fn image_range(arch: &dyn Arch, package: &Package, values: &[Value], end: u64) -> Result<StartRange, SessionError> {
-    let mut range = StartRange::user_space(end);
+/// Offsets in the image which have to lie in one aligned region of 2^`bits` bytes, wherever the image goes: jumps that
+/// keep the upper bits of the program counter, and where they lead.
+#[derive(Clone, Copy)]
+struct Together {
+    low: i128,
+    high: i128,
+    bits: u8,
+}
+
+impl Together {
+    /// `known` and a jump at `from` to `to`. Of regions of different sizes all have to fit the smallest.
+    fn with(known: Option<Together>, bits: u8, from: i128, to: i128) -> Option<Together> {
+        let one = Together { low: from.min(to), high: from.max(to), bits };
+        Some(known.map_or(one, |k| Together {
+            low: k.low.min(one.low),
+            high: k.high.max(one.high),
+            bits: k.bits.min(bits),
+        }))
+    }
+
+    fn with_reach(known: Option<Together>, reach: Reach, from: u64, to: u64) -> Option<Together> {
+        match reach {
+            Reach::Region { bits, after } => {
+                Together::with(known, bits, i128::from(from) + i128::from(after), i128::from(to))
+            }
+            Reach::Anywhere | Reach::Offset(..) => known,
+        }
+    }
+
+    /// The boundary that would separate them, for an image at `image`.
+    fn boundary(&self, image: RunAddr) -> Option<i128> {
+        let of = |offset: i128| i128::from(region_start(clamp(i128::from(image.0) + offset), self.bits, 0));
+        (of(self.low) != of(self.high)).then(|| of(self.high))
+    }
+
+    /// What `room` finds in `wanted`, without the places at which a boundary would lie between the offsets; where that is
+    /// so, those next to the boundary are tried.
+    fn whole(&self, wanted: StartRange, record_size: u64, room: &dyn Fn(StartRange) -> Room) -> Room {
+        let boundary = |found: &Room| match found {
+            Room::Map(places) => places.iter().find_map(|p| self.boundary(p.offset(record_size))),
+            Room::Area(reserved) => reserved.and_then(|r| self.boundary(r.image)),
+        };
+        let found = room(wanted);
+        let Some(at) = boundary(&found) else { return found };
+        let below = room(wanted.and(StartRange { low: wanted.low, high: at - self.high - 1 }));
+        let above = room(wanted.and(StartRange { low: at - self.low, high: wanted.high }));
+        if let Room::Area(_) = found {
+            let whole = |r: &Room| matches!(r, Room::Area(Some(r)) if self.boundary(r.image).is_none());
+            return [below, above].into_iter().find(whole).unwrap_or(Room::Area(None));
+        }
+        let mut places: Vec<RunAddr> = Vec::new();
+        for room in [found, below, above] {
+            let Room::Map(more) = room else { continue };
+            for p in more {
+                if self.boundary(p.offset(record_size)).is_none() && !places.contains(&p) {
+                    places.push(p);
+                }
+            }
+        }
+        Room::Map(places)
+    }
+}
+
+/// Starts of the image for which all residue fits, and what of it must not be separated.
+fn image_range(
+    arch: &dyn Arch,
+    package: &Package,
+    values: &[Value],
+    everywhere: StartRange,
+) -> Result<(StartRange, Option<Together>), SessionError> {
+    let (mut range, mut together) = (everywhere, None);
     if let Some(base) = package.base {
         range = StartRange { low: i128::from(base), high: i128::from(base) };
     }
     for r in &package.residue {
         let howto = arch
             .howto(r.r_type)
-            .filter(|h| matches!(h.expr, Expr::Abs | Expr::Pc | Expr::PltPc | Expr::None))
+            .filter(|h| matches!(h.expr, Expr::Abs | Expr::Pc | Expr::PltPc | Expr::Region { .. } | Expr::None))
             .ok_or(SessionError::UnknownResidue { r_type: r.r_type, offset: r.offset })?;
         let Some((min, max)) = scaled_bounds(howto.overflow, howto.field.rshift) else { continue };
         let (a, off) = (i128::from(r.addend), i128::from(r.offset));
@@ -443,6 +588,16 @@ fn image_range(arch: &dyn Arch, package: &Package, values: &[Value], end: u64) -
                 let s = i128::from(s.0) + a - off;
                 StartRange { low: s - max, high: s - min }
             }
+            (Expr::Region { bits, after }, Value::Image(o)) => {
+                together = Together::with(together, bits, off + i128::from(after), i128::from(o) + a);
+                continue;
+            }
+            (Expr::Region { bits, after }, Value::Address(s)) => {
+                // The start of the region that holds the target <= base + off + after <= its end
+                let low =
+                    i128::from(region_start(s.0.wrapping_add_signed(r.addend), bits, 0)) - off - i128::from(after);
+                StartRange { low, high: low + (1i128 << bits) - 1 }
+            }
             _ => continue,
         };
         range = range.and(allowed);
@@ -451,7 +606,7 @@ fn image_range(arch: &dyn Arch, package: &Package, values: &[Value], end: u64) -
             return Err(SessionError::Unreachable { what });
         }
     }
-    Ok(range)
+    Ok((range, together))
 }
 
 /// Starts of the image that the site's jump reaches.
@@ -524,11 +679,22 @@ fn protect(package: &Package, module: &Module, sites: &[PlannedSite], policy: Po
 }
 
 /// The old code of a function that is patched already is the earlier patch's.
-fn protect_earlier(inspected: &Inspected, sites: &[PlannedSite]) -> Vec<Protected> {
+fn protect_earlier(inspected: &Inspected, sites: &[PlannedSite], in_area: bool) -> Vec<Protected> {
     let mut out = Vec::new();
     for r in inspected.records.iter().filter(|r| is_active(r)) {
         let Some(site) = r.sites.iter().find(|old| sites.iter().any(|s| s.entry == old.entry)) else { continue };
         let (low, high) = r.image_range();
+        if in_area {
+            // No rights tell code from data there.
+            out.push(Protected {
+                name: format!("{} of patch {}", site.function, r.name),
+                start: low,
+                end: high,
+                entry: false,
+                function: site.new,
+            });
+            continue;
+        }
         let code = inspected.mappings.iter().filter(|m| m.perm.exec && m.start >= low && m.start < high);
         out.extend(code.map(|m| Protected {
             name: format!("{} of patch {}", site.function, r.name),

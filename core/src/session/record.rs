@@ -86,7 +86,7 @@ pub struct Record {
     pub state: State,
     /// Order of application in this target, ascending.
     pub sequence: u64,
-    /// Size of the whole region (record and image), bytes.
+    /// Size of the whole region (record and image), bytes; in an area, of the block that the record lies in.
     pub region_size: u64,
     /// Start of the image.
     pub image: RunAddr,
@@ -268,7 +268,10 @@ impl Record {
 
 /// All records among `mappings`, in order of application. A region whose record can't be read is given with its error.
 pub fn records(target: &mut dyn Target, mappings: &[Mapping]) -> Vec<Result<Record, SessionError>> {
-    let mut out = Vec::new();
+    let mut out = match target.area() {
+        Some(area) => super::area::records(target, area),
+        None => Vec::new(),
+    };
     for m in mappings {
         if !m.name.starts_with(REGION_PREFIX) || m.offset != 0 {
             continue;

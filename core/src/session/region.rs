@@ -2,6 +2,7 @@
 
 use crate::addr::RunAddr;
 use crate::arch::{Arch, LinuxAbi};
+use crate::session::area;
 use crate::session::error::SessionError;
 use crate::session::record::REGION_PREFIX;
 use crate::target::{Perm, Target, TargetError};
@@ -44,8 +45,11 @@ pub(super) fn syscall(
         .syscall(name, nr, args, scratch)
 }
 
-/// Holds a thread for injected calls.
+/// Holds a thread for injected calls, where memory is allocated by such.
 pub(super) fn hold(target: &mut dyn Target) -> Result<(), TargetError> {
+    if target.area().is_some() {
+        return Ok(());
+    }
     target.calls().ok_or(TargetError::Unsupported { what: "make system calls in the target" })?.hold().map(|_| ())
 }
 
@@ -180,11 +184,14 @@ pub(super) fn left_over(cause: &SessionError, at: &[RunAddr], undo: &dyn core::f
     }
 }
 
-/// Unmaps a region. A thread must be held.
+/// Unmaps a region. A thread must be held. In an area nothing is mapped: a block is free when no record claims it.
 ///
 /// # Errors
 /// Target errors.
 pub(super) fn unmap(target: &mut dyn Target, arch: &dyn Arch, at: RunAddr, size: u64) -> Result<(), TargetError> {
+    if target.area().is_some() {
+        return area::forget(target, at);
+    }
     let abi = abi(arch)?;
     syscall(target, "munmap", abi.munmap, [at.0, size, 0, 0, 0, 0], None).map(|_| ())
 }

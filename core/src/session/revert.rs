@@ -17,8 +17,6 @@ const LEAVE_US: u64 = 1_000_000;
 const FORGET_US: u64 = 200_000;
 /// The longest wait between looks (each is a pause), microseconds.
 const LOOK_US: u64 = 50_000;
-/// More memory than this is not searched for pointers into the image while everybody is stopped, bytes.
-const MAX_SEARCH: u64 = 16 << 20;
 /// Mappings up to this size are searched without asking which parts were touched, bytes.
 const SMALL: u64 = 64 << 10;
 /// Memory is searched in pieces of this many bytes.
@@ -262,6 +260,22 @@ impl From<String> for Why {
     }
 }
 
+/// What is left of `start..end` without the `excluded` ranges, which are ascending.
+fn without(start: RunAddr, end: RunAddr, excluded: &[(RunAddr, RunAddr)]) -> Vec<(RunAddr, RunAddr)> {
+    let mut out = Vec::new();
+    let mut at = start;
+    for &(low, high) in excluded.iter().filter(|x| x.1 > start && x.0 < end) {
+        if low > at {
+            out.push((at, low));
+        }
+        at = at.max(high);
+    }
+    if at < end {
+        out.push((at, end));
+    }
+    out
+}
+
 /// Looks for a word in the target's writable memory and registers that points into `ranges`: a callback, a string that
 /// the patch handed out. Everybody is stopped.
 fn search(
@@ -286,7 +300,11 @@ fn search(
     stacks.sort_unstable();
     let red_zone = arch.linux().map_or(0, |l| l.red_zone);
     let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?;
-    let own = |at: RunAddr| at >= record.at && at < record.at.offset(record.region_size);
+    let region = (record.at, record.at.offset(record.region_size));
+    let own = |at: RunAddr| at >= region.0 && at < region.1;
+    let mut excluded = ranges.to_vec();
+    excluded.push(region);
+    excluded.sort_unstable();
     let mut pieces: Vec<(RunAddr, RunAddr, String)> = Vec::new();
     let mut total = 0;
     for mut m in maps.mappings()?.into_iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)) {
@@ -300,11 +318,13 @@ fn search(
         let parts = if m.file == (0, 0) && size > SMALL { maps.touched(&m) } else { vec![(m.start, m.end)] };
         for (start, end) in parts {
             let start = start.max(live).min(end);
-            total += end.0 - start.0;
-            pieces.push((start, end, m.name.clone()));
+            for (start, end) in without(start, end, &excluded) {
+                total += end.0 - start.0;
+                pieces.push((start, end, m.name.clone()));
+            }
         }
     }
-    if total > MAX_SEARCH {
+    if total > target.search_limit() {
         let text = format!("{} MiB of writable memory are too many to search for pointers into the image", total >> 20);
         return Ok(Some(Why { text, patience: 0 }));
     }

@@ -19,6 +19,8 @@ pub struct StartRange {
 }
 
 impl StartRange {
+    /// Every address.
+    pub const EVERYWHERE: StartRange = StartRange { low: 0, high: u64::MAX as i128 };
     /// All of a user address space that ends at `end`.
     #[must_use]
     pub fn user_space(end: u64) -> StartRange {

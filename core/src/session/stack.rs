@@ -60,6 +60,8 @@ pub struct Checker<'c, 'm> {
     pub endian: Endian,
     /// Mappings as of shortly before the stop.
     pub mappings: Vec<Mapping>,
+    /// No operating system gives threads their stacks: whatever the stack pointer points to is the processor's only one.
+    pub one_stack: bool,
     /// Unwinder.
     pub unwinder: Unwinder<'m>,
     /// Room for pieces of stacks; kept, because everybody waits.
@@ -82,6 +84,9 @@ impl Checker<'_, '_> {
         for &t in threads {
             let Some(api) = target.threads() else { return Ok(out) };
             let regs = api.registers(t)?;
+            if let Some(why) = api.obstacle(t, &regs) {
+                return Err(SessionError::StackUnknown { thread: t, why });
+            }
             if let Some(mut b) = self.check_thread(target, t, &regs)? {
                 if let Some(api) = target.threads() {
                     b.thread_name = api.thread_name(t);
@@ -180,7 +185,9 @@ impl Checker<'_, '_> {
         };
         // The thread's own stack is the kernel's [stack] or holds its thread control block; on any other (a signal
         // handler's, a coroutine's) the words below do not tell all.
-        let own = stack.name == "[stack]" || self.layout.tp.is_some_and(|tp| stack.contains(RunAddr(regs.get(tp))));
+        let own = self.one_stack
+            || stack.name == "[stack]"
+            || self.layout.tp.is_some_and(|tp| stack.contains(RunAddr(regs.get(tp))));
         let end = stack.end;
         if hit.is_none() {
             hit = self.scan(target, sp, end)?;

@@ -3,6 +3,7 @@
 mod broken;
 mod data;
 mod execute;
+mod expressions;
 mod imports;
 mod layout;
 mod oracle;

@@ -8,9 +8,31 @@ use tigerfix_core::link::{LinkError, LinkOptions, Linked, link};
 use tigerfix_core::program::Program;
 
 /// x86-64, but PLT32 reaches 64 KiB only, and PC32 counts from its field and belongs to the instruction.
-struct Toy;
+#[derive(Clone, Copy)]
+pub struct Toy {
+    /// Rows that are others than x86-64's.
+    pub rows: &'static [Howto],
+    pub veneer: Option<&'static Veneer>,
+    pub page_word: Option<u32>,
+    pub addend_in_slot: bool,
+    /// What functions with this in their `st_other` (or objects with it in their `e_flags`) want.
+    pub own_address: Option<u8>,
+    pub compressed: Option<u8>,
+    /// What [`Arch::same_abi`] compares.
+    pub abi_section: Option<&'static str>,
+}
 
-static SHORT: Howto = Howto {
+pub const TOY: Toy = Toy {
+    rows: &[SHORT, WORD],
+    veneer: None,
+    page_word: None,
+    addend_in_slot: false,
+    own_address: None,
+    compressed: None,
+    abi_section: None,
+};
+
+const SHORT: Howto = Howto {
     r_type: 4,
     name: "R_TOY_CALL",
     expr: Expr::PltPc,
@@ -19,7 +41,7 @@ static SHORT: Howto = Howto {
     align: 1,
     role: Role::Branch,
 };
-static WORD: Howto = Howto {
+const WORD: Howto = Howto {
     r_type: 2,
     name: "R_TOY_PC",
     expr: Expr::Pc,
@@ -31,11 +53,7 @@ static WORD: Howto = Howto {
 
 impl Relocator for Toy {
     fn howto(&self, r_type: u32) -> Option<&'static Howto> {
-        match r_type {
-            4 => Some(&SHORT),
-            2 => Some(&WORD),
-            _ => X86_64.howto(r_type),
-        }
+        self.rows.iter().find(|h| h.r_type == r_type).or_else(|| X86_64.howto(r_type))
     }
     fn reloc_name(&self, r_type: u32) -> Option<&'static str> {
         self.howto(r_type).map(|h| h.name)
@@ -84,7 +102,16 @@ impl GotBuilder for Toy {
         0x70
     }
     fn veneer(&self) -> &'static Veneer {
-        X86_64.veneer()
+        self.veneer.unwrap_or(X86_64.veneer())
+    }
+    fn page_word(&self) -> Option<u32> {
+        self.page_word
+    }
+    fn addend_in_slot(&self) -> bool {
+        self.addend_in_slot
+    }
+    fn global_pointer_symbol(&self) -> Option<&'static str> {
+        Some("toy_gp")
     }
     fn tp_offset(&self, size: u64, align: u64) -> i64 {
         X86_64.tp_offset(size, align)
@@ -101,6 +128,27 @@ impl Arch for Toy {
     }
     fn accepts(&self, ident: &ElfIdent) -> Result<(), &'static str> {
         X86_64.accepts(ident)
+    }
+    fn same_abi(&self, object: &AbiFacts<'_>, program: &AbiFacts<'_>) -> Result<(), AbiMismatch> {
+        let Some(name) = self.abi_section else { return Ok(()) };
+        let (o, p) = ((object.section)(name), (program.section)(name));
+        if o == p {
+            return Ok(());
+        }
+        Err(AbiMismatch { why: format!("has {o:?} in {name}, the program {p:?}"), hint: "compile it like the program" })
+    }
+    fn accepts_function(&self, st_other: u8, _value: u64) -> Result<(), &'static str> {
+        if self.compressed == Some(st_other & 0xf0) { Err("is compressed code") } else { Ok(()) }
+    }
+    fn wants_own_address(&self, flags: u32, st_other: u8) -> bool {
+        self.own_address.is_some_and(|o| flags & u32::from(o) != 0 || st_other & 0xf0 == o)
+    }
+    fn reserved_index(&self, shndx: u16) -> Option<ReservedIndex> {
+        match shndx {
+            0xff03 => Some(ReservedIndex::Common),
+            0xff04 => Some(ReservedIndex::Undefined),
+            _ => None,
+        }
     }
     fn address_bits(&self) -> u8 {
         64
@@ -131,15 +179,15 @@ impl Arch for Toy {
     }
 }
 
-const PROGRAM: &str = "int counter; int q(int x) { return x + counter; } int p(int x) { return q(x); }";
+pub const PROGRAM: &str = "int counter; int q(int x) { return x + counter; } int p(int x) { return q(x); }";
 
 fn toy(source: &str, options: &LinkOptions<'_>) -> Result<Linked, LinkError> {
     let program = bare(PROGRAM);
     let o = object_named("p.s", source, "");
-    link(&Toy, &Program::parse(&program).unwrap(), &[("p0.o".into(), &o)], options)
+    link(&TOY, &Program::parse(&program).unwrap(), &[("p0.o".into(), &o)], options)
 }
 
-fn function(name: &str, body: &str) -> String {
+pub fn function(name: &str, body: &str) -> String {
     format!(".globl {name}\n.type {name},@function\n{name}:\n{body}\nret\n.size {name},.-{name}\n")
 }
 
@@ -152,22 +200,25 @@ fn branches_inside_a_large_image() {
     let linked = toy(&source, &LinkOptions::default()).unwrap();
     let p = &linked.package;
     assert_eq!(linked.report.relocations["R_TOY_CALL"], 5);
-    // Out of reach are `far` and the place in .text; each has a veneer and a slot. The program's q is left to fix.
-    assert_eq!(linked.report.veneers.len(), 2, "{:?}", linked.report.veneers);
+    // Out of reach are `far` and the place in .text; each has a veneer and a slot. The program's q may be anywhere.
+    assert_eq!(linked.report.veneers.len(), 3, "{:?}", linked.report.veneers);
     let at = linked.package.sites[0].new_offset;
     let target = |field: u64| (field + 4).wrapping_add_signed((word(p, field, 4) as u32 as i32).into());
     assert_eq!(target(at + 1), offset(&linked, "near"));
-    assert_eq!(target(at + 6), linked.report.veneers[0].offset);
-    assert_eq!(target(at + 11), linked.report.veneers[0].offset);
-    assert_eq!(target(at + 16), linked.report.veneers[1].offset);
+    let veneer = |i: usize| &linked.report.veneers[i];
+    assert_eq!(target(at + 6), veneer(1).offset);
+    assert_eq!(target(at + 11), veneer(1).offset);
+    assert_eq!(target(at + 16), veneer(2).offset);
+    assert_eq!((target(at + 21), veneer(0).symbol.as_str()), (veneer(0).offset, "q"));
     let held = |slot: u64| {
         let r = p.residue.iter().find(|r| r.offset == slot).unwrap();
         let tigerfix_core::model::Referent::Image(o) = p.symbols[r.symbol as usize].referent else { panic!() };
         o.wrapping_add_signed(r.addend)
     };
-    assert_eq!(held(linked.report.veneers[0].slot), offset(&linked, "far"));
-    assert_eq!(held(linked.report.veneers[1].slot), offset(&linked, "far") + 20, "the addend is part of the place");
-    assert_eq!(residue(p, "q").len(), 1);
+    assert_eq!(held(veneer(1).slot.unwrap()), offset(&linked, "far"));
+    assert_eq!(held(veneer(2).slot.unwrap()), offset(&linked, "far") + 20, "the addend is part of the place");
+    assert!(residue(p, "q").is_empty(), "its address is known");
+    assert_eq!(word(p, veneer(0).slot.unwrap(), 8), address(&bare(PROGRAM), "q"));
 }
 
 #[test]

@@ -104,7 +104,7 @@ impl Arch for Caching {
     fn linux(&self) -> Option<&'static LinuxAbi> {
         Some(&LINUX)
     }
-    fn rescue_frame(&self, _: &Registers, _: &[u8], _: u64) -> Option<RescueFrame> {
+    fn rescue_frame(&self, _: &Registers, _: &[u8], _: u128) -> Option<RescueFrame> {
         None
     }
 }

@@ -32,8 +32,9 @@
 //! * The memory below the stack pointer belongs to nobody on a thread's own stack, but perhaps to another coroutine
 //!   elsewhere: only a thread that is on its own stack is taken, and the memory is restored nevertheless.
 
-use super::threads::{Patience, Phase, interrupted_call, read_registers, write_registers};
+use super::threads::{Patience, Phase, read_registers, write_registers};
 use super::{PtraceTarget, gone, sys, system, unsuitable};
+use crate::restart::interrupted_call;
 use nix::errno::Errno;
 use std::time::{Duration, Instant};
 use sys::{Event, Go};
@@ -724,7 +725,9 @@ impl Calls for PtraceTarget {
         let code = self.code(self.linux()?)?;
         let deadline = Instant::now() + HOLD_DEADLINE;
         let mut reason = None;
-        let mut choosy = true;
+        // To stop a thread and let it go again makes a sleep one that rt_sigreturn can't wind back any more: not where there is
+        // no other thread to take.
+        let mut choosy = self.thread_count()? > 1;
         loop {
             // The others are listed only if the main thread won't do.
             for main in [true, false] {

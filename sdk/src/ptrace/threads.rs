@@ -14,11 +14,12 @@
 //!   arch_do_signal_or_restart; arch/mips/kernel/signal.c, do_signal).
 
 use super::{PtraceTarget, Status, gone, proc_error, process, sys, system, unsuitable};
+use crate::restart::restarted;
 use nix::errno::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 use sys::{Event, Go};
-use tigerfix_core::arch::{Arch, LinuxAbi, RegisterLayout, Registers};
+use tigerfix_core::arch::{Arch, RegisterLayout, Registers};
 use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{TargetError, ThreadId, Threads};
 
@@ -129,36 +130,6 @@ pub(super) fn write_registers(arch: &dyn Arch, tid: i32, regs: &Registers) -> Re
     sys::set_registers(tid, &buf[..count * word])
 }
 
-/// The number of the system call that a thread was stopped in, and the positive errno that it is about to return.
-pub(super) fn interrupted_call(layout: &RegisterLayout, regs: &Registers) -> Option<(u64, u64)> {
-    let nr = regs.get(layout.restart_nr?);
-    let result = regs.get(layout.result);
-    // The kernel compares it as an int: -1 (in any width) means not in a call, where 0 is a call's number.
-    if (nr as u32 as i32) < 0 || nr == layout.restart_none {
-        return None;
-    }
-    let errno = match layout.error_flag {
-        None if layout.word == 4 => u64::from((result as u32).wrapping_neg()),
-        None => result.wrapping_neg(),
-        Some(flag) if regs.get(flag) != 0 => result,
-        Some(_) => return None,
-    };
-    // 516, ERESTART_RESTARTBLOCK, is the highest (include/linux/errno.h).
-    (1..=516).contains(&errno).then_some((u64::from(nr as u32), errno))
-}
-
-/// Where the call was ended by our stop with EINTR and may be made again: the registers that have the kernel do so.
-fn restarted(layout: &RegisterLayout, linux: &LinuxAbi, regs: &Registers) -> Option<Registers> {
-    let (nr, errno) = interrupted_call(layout, regs)?;
-    if errno != linux.eintr || !linux.restart_after_eintr.contains(&nr) {
-        return None;
-    }
-    let mut regs = *regs;
-    let code = linux.erestartnohand;
-    regs.set(layout.result, if layout.error_flag.is_some() { code } else { code.wrapping_neg() });
-    Some(regs)
-}
-
 impl PtraceTarget {
     pub(super) fn layout(&self) -> &'static RegisterLayout {
         self.arch.registers()
@@ -184,7 +155,7 @@ impl PtraceTarget {
     }
 
     /// The kernel's count of threads, without the listing.
-    fn thread_count(&self) -> Result<u64, TargetError> {
+    pub(super) fn thread_count(&self) -> Result<u64, TargetError> {
         let meta = std::fs::metadata(format!("/proc/{}/task", self.pid))
             .map_err(|e| proc_error(self.pid, "list", "task", &e))?;
         Ok(meta.nlink().saturating_sub(2))

@@ -1,0 +1,382 @@
+//! Calls on behalf of a thread, as a debugger makes them: registers set to the call, a breakpoint right behind it, only that
+//! thread let go; then all registers set back as they were.
+//!
+//! Should we be gone in the middle, the thread stands at the breakpoint or before it, with the call's registers: a stub keeps
+//! it there. docs/remote.md says what to do then.
+
+use super::error::GdbError;
+use super::stub::Kind;
+use super::target::{GdbTarget, unsuitable};
+use std::time::{Duration, Instant};
+use tigerfix_core::addr::RunAddr;
+use tigerfix_core::arch::{LinuxAbi, Registers};
+use tigerfix_core::field::store;
+use tigerfix_core::target::{Calls, Target as _, TargetError, ThreadId};
+
+/// How long an injected call may take.
+const CALL: Duration = Duration::from_secs(10);
+/// Room for data of a call, and below it for arguments on the stack, bytes.
+const SCRATCH: u64 = 4096;
+const ARGUMENTS: u64 = 256;
+/// Stack that a called function may use.
+const CALL_STACK: u64 = 16 * 1024;
+/// gdb's numbers of the signals that a fault raises: SIGILL, SIGFPE, SIGBUS, SIGSEGV, SIGSYS.
+const FAULTS: [u8; 5] = [4, 8, 10, 11, 12];
+/// Places of system call instructions that are remembered.
+const MAX_CODE: usize = 64;
+/// Code of one module that is looked through, bytes.
+const MAX_SEARCH: u64 = 4 << 20;
+
+/// A thread that makes calls.
+pub(super) struct Held {
+    thread: u64,
+    /// The target ran before.
+    ran: bool,
+    /// All its registers, and ours among them.
+    block: Vec<u8>,
+    regs: Registers,
+    /// Memory below its stack that is used, and what was there.
+    base: u64,
+    under: Vec<u8>,
+}
+
+impl GdbTarget {
+    fn linux(&self) -> Result<&'static LinuxAbi, TargetError> {
+        self.arch
+            .linux()
+            .ok_or(TargetError::Unsupported { what: "make system calls in the target: this ABI has no Linux" })
+    }
+
+    /// Where the held thread's room for data is.
+    pub(super) fn scratch(&self) -> u64 {
+        self.held.as_ref().map_or(0, |h| h.base + ARGUMENTS)
+    }
+
+    /// Does `f` while a thread is held, the one that is held already if there is one.
+    pub(super) fn with_thread<T>(
+        &mut self,
+        f: impl FnOnce(&mut Self) -> Result<T, TargetError>,
+    ) -> Result<T, TargetError> {
+        if self.held.is_some() {
+            return f(self);
+        }
+        self.hold()?;
+        let result = f(self);
+        let released = self.release();
+        let value = result?;
+        released.map(|()| value)
+    }
+
+    /// Sets a breakpoint: by the stub, or by hand (then what was there is returned).
+    pub(super) fn plant(&mut self, at: u64) -> Result<Option<Vec<u8>>, TargetError> {
+        let code = self.arch.breakpoint();
+        if self.stub.breakpoints != Some(false) {
+            let done = self.stub.order(format!("Z0,{at:x},{:x}", code.len()).as_bytes()).map_err(|e| self.fault(e))?;
+            self.stub.breakpoints = Some(done);
+            if done {
+                return Ok(None);
+            }
+        }
+        let mut old = vec![0u8; code.len()];
+        self.read(RunAddr(at), &mut old)?;
+        self.stub.write_bytes(at, code).map_err(|e| self.fault(e))?;
+        Ok(Some(old))
+    }
+
+    /// Takes it away.
+    pub(super) fn uproot(&mut self, at: u64, old: Option<Vec<u8>>) -> Result<(), TargetError> {
+        let done = match old {
+            Some(old) => self.stub.write_bytes(at, &old),
+            None => {
+                let len = self.arch.breakpoint().len();
+                self.stub.order(format!("z0,{at:x},{len:x}").as_bytes()).map(|_| ())
+            }
+        };
+        done.map_err(|e| self.fault(e))
+    }
+
+    /// Is a thread with this pc at the breakpoint at `at`? Some stubs report the address behind it.
+    pub(super) fn is_at(&self, pc: u64, at: u64) -> bool {
+        pc == at || pc == at.wrapping_add(self.arch.breakpoint().len() as u64)
+    }
+
+    /// System call instructions in the program and its loader, in address order.
+    fn find_code(&mut self) -> Result<(), TargetError> {
+        if !self.code.is_empty() {
+            return Ok(());
+        }
+        let insn = self.linux()?.syscall_insn;
+        let step = if insn.len() >= 4 { 4 } else { 1 };
+        let mut found = Vec::new();
+        for (start, end) in self.known_code() {
+            let len = (end - start).min(MAX_SEARCH) as usize;
+            // Whatever can't be read has no instruction for us.
+            let Ok(bytes) = self.stub.read_bytes(start, len) else { continue };
+            let finder = memchr::memmem::find_iter(&bytes, insn);
+            found.extend(finder.filter(|i| i % step == 0).map(|i| start + i as u64).take(MAX_CODE));
+            // One module is enough if its calls are on several pages.
+            if found.iter().any(|a| found[0] >> 12 != a >> 12) {
+                break;
+            }
+        }
+        if found.is_empty() {
+            let why = "has a program without a system call instruction that could be used";
+            return Err(unsuitable("no-syscall-instruction", &self.stub.name, why));
+        }
+        self.code = found;
+        Ok(())
+    }
+
+    /// Makes a system call in the held thread.
+    pub(super) fn inject(
+        &mut self,
+        name: &'static str,
+        nr: u64,
+        args: [u64; 6],
+        scratch: Option<(usize, &[u8])>,
+    ) -> Result<u64, TargetError> {
+        self.inject_outside(name, nr, args, scratch, (0, 0))
+    }
+
+    /// The same, by an instruction outside of the range `avoid`.
+    pub(super) fn inject_outside(
+        &mut self,
+        name: &'static str,
+        nr: u64,
+        mut args: [u64; 6],
+        scratch: Option<(usize, &[u8])>,
+        avoid: (u64, u64),
+    ) -> Result<u64, TargetError> {
+        let (linux, layout) = (self.linux()?, self.arch.registers());
+        let Some(held) = &self.held else {
+            return Err(TargetError::Unsupported { what: "make calls without a held thread" });
+        };
+        let (base, mut regs) = (held.base, held.regs);
+        let insn = linux.syscall_insn.len() as u64;
+        let room = insn + self.arch.breakpoint().len() as u64;
+        let Some(&call) = self.code.iter().find(|c| **c + room <= avoid.0 || **c >= avoid.1) else {
+            let why = "has all its system call instructions on the page that is to be changed";
+            return Err(unsuitable("no-syscall-instruction", &self.stub.name, why));
+        };
+        if let Some((index, bytes)) = scratch {
+            if bytes.len() as u64 > SCRATCH || index >= args.len() {
+                return Err(TargetError::Unsupported { what: "pass that much data to a system call" });
+            }
+            self.stub.write_bytes(base + ARGUMENTS, bytes).map_err(|e| self.fault(e))?;
+            args[index] = base + ARGUMENTS;
+        }
+        regs.set(layout.pc, call);
+        if let Some(r) = layout.restart_nr {
+            // Whatever call the thread was in is not to be made again in between.
+            regs.set(r, u64::MAX);
+        }
+        for (r, a) in layout.syscall_args.iter().zip(args) {
+            regs.set(*r, a);
+        }
+        let rest = args.get(layout.syscall_args.len()..).unwrap_or_default();
+        if let (Some(offset), false) = (linux.stack_args, rest.is_empty()) {
+            let word = usize::from(self.arch.address_bits() / 8);
+            let mut bytes = vec![0u8; rest.len() * word];
+            for (cell, a) in bytes.chunks_exact_mut(word).zip(rest) {
+                store(cell, self.arch.data_endian(), *a);
+            }
+            let at = base + u64::from(offset) * word as u64;
+            self.stub.write_bytes(at, &bytes).map_err(|e| self.fault(e))?;
+            regs.set(layout.sp, base);
+        } else if rest.iter().any(|a| *a != 0) {
+            return Err(TargetError::Unsupported { what: "pass that many arguments to a system call" });
+        }
+        regs.set(layout.syscall_nr, nr);
+        let now = self.run_call(&regs, call + insn, name)?;
+        let result = now.get(layout.result);
+        let (failed, errno) = match layout.error_flag {
+            Some(flag) => (now.get(flag) != 0, result),
+            None if layout.word == 4 => ((result as u32) > u32::MAX - 4095, u64::from((result as u32).wrapping_neg())),
+            None => (result > u64::MAX - 4095, result.wrapping_neg()),
+        };
+        if failed { Err(TargetError::Injected { call: name, errno }) } else { Ok(result) }
+    }
+
+    /// Runs the held thread from `regs` to `end`, where a breakpoint is set meanwhile.
+    fn run_call(&mut self, regs: &Registers, end: u64, name: &str) -> Result<Registers, TargetError> {
+        let bytes = self.plant(end)?;
+        let ran = self.run_to_end(regs, end, name);
+        // While the thread runs nothing can be put back; it stays marked as running.
+        if self.stub.line.running {
+            return ran;
+        }
+        let uprooted = self.uproot(end, bytes);
+        let now = ran?;
+        uprooted.map(|()| now)
+    }
+
+    fn run_to_end(&mut self, regs: &Registers, end: u64, name: &str) -> Result<Registers, TargetError> {
+        let Some(held) = &self.held else {
+            return Err(TargetError::Unsupported { what: "make calls without a held thread" });
+        };
+        let thread = held.thread;
+        let mut block = held.block.clone();
+        self.map.encode(regs, &mut block);
+        let old = self.stub.block(thread).map_err(|e| self.fault(e))?;
+        self.stub.set_block(thread, &self.map, &old, &block).map_err(|e| self.fault(e))?;
+        let deadline = Instant::now() + CALL;
+        loop {
+            let stop = match self.stub.run_one(thread, 'c', deadline).map_err(|e| self.fault(e))? {
+                Some(stop) => stop,
+                None => {
+                    let late = TargetError::Timeout {
+                        thread: ThreadId(thread),
+                        what: "return from an injected call",
+                        millis: CALL.as_millis() as u64,
+                    };
+                    // So that its registers can be put back.
+                    return Err(self.stub.halt().map_or_else(|e| self.fault(e), |()| late));
+                }
+            };
+            let now = self.registers_of(thread)?;
+            let pc = now.get(self.arch.registers().pc);
+            if stop.signal == 5 && self.is_at(pc, end) {
+                return Ok(now);
+            }
+            if matches!(stop.signal, 0 | 5) || FAULTS.contains(&stop.signal) {
+                return Err(TargetError::System {
+                    what: format!("call {name} in thread {thread}"),
+                    why: format!("it stopped at {pc:#x} by signal {} (gdb's number)", stop.signal),
+                });
+            }
+            // For the thread itself, later.
+            self.stub.signals.push((thread, stop.signal));
+        }
+    }
+
+    fn try_hold(&mut self, thread: u64, ran: bool) -> Result<Held, TargetError> {
+        let (layout, linux) = (self.arch.registers(), self.linux()?);
+        let block = self.stub.block(thread).map_err(|e| self.fault(e))?;
+        let regs = self.decode(&block)?;
+        let need = SCRATCH + ARGUMENTS;
+        let sp = regs.get(layout.sp);
+        let base = sp.wrapping_sub(linux.red_zone).wrapping_sub(need) & !15;
+        let mut under = vec![0u8; need as usize];
+        let little = || {
+            let what = format!("thread {thread}");
+            unsuitable("stack-space", &what, "has no room left on its stack for calls on its behalf")
+        };
+        self.read(RunAddr(base.wrapping_sub(CALL_STACK)), &mut [0u8]).map_err(|_| little())?;
+        self.read(RunAddr(base), &mut under).map_err(|_| little())?;
+        self.stub.write_bytes(base, &under).map_err(|_| little())?;
+        Ok(Held { thread, ran, block, regs, base, under })
+    }
+}
+
+impl Calls for GdbTarget {
+    fn hold(&mut self) -> Result<ThreadId, TargetError> {
+        if let Some(h) = &self.held {
+            return Ok(ThreadId(h.thread));
+        }
+        if self.stub.kind != Kind::Process {
+            return Err(TargetError::Unsupported { what: "make calls in a target without an operating system" });
+        }
+        let ran = self.stub.line.running;
+        self.stand()?;
+        self.find_code()?;
+        let mut ids = self.stub.thread_ids().map_err(|e| self.fault(e))?;
+        if !self.stub.interruptible && ids.len() > 1 {
+            self.stop_all_refused()?;
+        }
+        // The one that reported the stop first.
+        let first = self.stub.stop.thread;
+        ids.sort_by_key(|t| Some(*t) != first);
+        let mut reason = None;
+        for thread in ids {
+            match self.try_hold(thread, ran) {
+                Ok(h) => {
+                    self.held = Some(h);
+                    return Ok(ThreadId(thread));
+                }
+                Err(e) => {
+                    reason.get_or_insert(e);
+                }
+            }
+        }
+        Err(reason.unwrap_or_else(|| self.fault(GdbError::Lacks { what: "show a thread".into() })))
+    }
+
+    fn syscall(
+        &mut self,
+        name: &'static str,
+        nr: u64,
+        args: [u64; 6],
+        scratch: Option<(usize, &[u8])>,
+    ) -> Result<u64, TargetError> {
+        // It may well change the address space.
+        self.maps = None;
+        self.inject(name, nr, args, scratch)
+    }
+
+    fn call(&mut self, entry: RunAddr, args: &[u64], trap: RunAddr) -> Result<u64, TargetError> {
+        let layout = self.arch.registers();
+        let Some(held) = &self.held else {
+            return Err(TargetError::Unsupported { what: "make calls without a held thread" });
+        };
+        if args.len() > layout.call_args.len() {
+            return Err(TargetError::Unsupported { what: "pass that many arguments to a function" });
+        }
+        let (base, mut regs) = (held.base, held.regs);
+        regs.set(layout.pc, entry.0);
+        if let Some(r) = layout.restart_nr {
+            regs.set(r, u64::MAX);
+        }
+        for (r, a) in layout.call_args.iter().zip(args) {
+            regs.set(*r, *a);
+        }
+        let word = usize::from(self.arch.address_bits() / 8);
+        match layout.ra {
+            Some(ra) => {
+                regs.set(ra, trap.0);
+                regs.set(layout.sp, base);
+            }
+            None => {
+                // Aligned as behind a call.
+                let mut bytes = vec![0u8; word];
+                store(&mut bytes, self.arch.data_endian(), trap.0);
+                let sp = base - word as u64;
+                self.write(RunAddr(sp), &bytes)?;
+                regs.set(layout.sp, sp);
+            }
+        }
+        // Position-independent code of some ABIs wants its own address where the caller's was.
+        if self.arch.wants_own_address(0, 0)
+            && let Some(r) = layout.names.iter().position(|n| matches!(*n, "t9"))
+        {
+            regs.set(r as u8, entry.0);
+        }
+        self.run_call(&regs, trap.0, &format!("the function at {entry}")).map(|now| now.get(layout.result))
+    }
+
+    fn release(&mut self) -> Result<(), TargetError> {
+        let Some(held) = self.held.take() else { return Ok(()) };
+        if self.stub.line.running {
+            return Err(TargetError::Timeout {
+                thread: ThreadId(held.thread),
+                what: "stop, so that its registers could be put back,",
+                millis: CALL.as_millis() as u64,
+            });
+        }
+        let under = self.stub.write_bytes(held.base, &held.under);
+        let set =
+            self.stub.block(held.thread).and_then(|now| self.stub.set_block(held.thread, &self.map, &now, &held.block));
+        under.and(set).map_err(|e| self.fault(e))?;
+        if held.ran {
+            use tigerfix_core::target::Threads as _;
+            self.resume_all()?;
+        }
+        Ok(())
+    }
+}
+
+impl GdbTarget {
+    fn stop_all_refused(&mut self) -> Result<(), TargetError> {
+        use tigerfix_core::target::Threads as _;
+        self.stop_all().map(|_| ())
+    }
+}

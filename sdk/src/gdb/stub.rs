@@ -1,0 +1,472 @@
+//! A stub: what it offers, what stands behind it, and the requests that are made of it.
+//!
+//! Multiprocess thread ids are not asked for: without them `D` needs no process id, and a wrong one there ends some stubs.
+
+use super::connection::Connection;
+use super::description::{self, MAX_TEXT, Part};
+use super::error::{GdbError, show};
+use super::link::Address;
+use super::packet::{from_hex, number, to_hex, unescape};
+use super::reply::{self, Offers, Stop};
+use std::time::{Duration, Instant};
+use tigerfix_core::arch::ElfIdent;
+use tigerfix_core::field::{Endian, load};
+use tigerfix_core::program::ident_of;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long attaching to a process, and stopping one, may take.
+const STOP: Duration = Duration::from_secs(10);
+/// Taken where the stub does not say (gdb's own default), and the most that is used, bytes.
+const PACKET: (usize, usize) = (400, 32 << 10);
+/// Objects larger than this are not read, bytes.
+const MAX_OBJECT: usize = 16 << 20;
+/// More includes than any description has.
+const MAX_INCLUDES: usize = 64;
+
+/// What is behind a stub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A Linux process.
+    Process,
+    /// A processor, without an operating system that we could ask for anything.
+    Bare,
+}
+
+/// A connected stub. Its target stands, unless it was told to run.
+#[derive(Debug)]
+pub struct Stub {
+    pub(super) line: Connection,
+    pub(super) name: String,
+    pub(super) offers: Offers,
+    pub(super) packet: usize,
+    pub(super) kind: Kind,
+    /// It stops a running target when it is asked to.
+    pub(super) interruptible: bool,
+    /// Actions of `vCont`.
+    vcont: Vec<u8>,
+    /// The process that it attached to for us: left and taken up again at will.
+    pub(super) attached: Option<u64>,
+    /// The last stop.
+    pub(super) stop: Stop,
+    /// Signals to be passed on when the target goes on: thread and gdb's number.
+    pub(super) signals: Vec<(u64, u8)>,
+    /// Does it have host I/O? Unknown before the first request.
+    pub(super) files: Option<bool>,
+    /// Does it take `X`?
+    pub(super) binary: Option<bool>,
+    /// Does it take `Z0`?
+    pub(super) breakpoints: Option<bool>,
+    /// How long the target stood because of us, and since when it does.
+    stood: Duration,
+    since: Option<Instant>,
+    auxv: Vec<u8>,
+}
+
+impl Stub {
+    /// Connects, and stops what is behind the stub if it runs. `pid`: a process to attach to, for stubs that can do so
+    /// (`gdbserver --multi`).
+    ///
+    /// # Errors
+    /// [`GdbError`]
+    pub fn connect(address: &Address, pid: Option<u64>) -> Result<Stub, GdbError> {
+        Self::over(Connection::open(address, PATIENCE)?, &address.to_string(), pid)
+    }
+
+    pub(super) fn over(mut line: Connection, address: &str, pid: Option<u64>) -> Result<Stub, GdbError> {
+        // Without the first, a description of the processor's registers is kept back by some.
+        let offers = Offers::parse(&line.ask(b"qSupported:xmlRegisters=i386;vContSupported+")?);
+        if offers.has("QStartNoAckMode") && line.ask(b"QStartNoAckMode")? == b"OK" {
+            line.no_acks();
+        }
+        let packet = offers.packet_size.unwrap_or(PACKET.0).clamp(64, PACKET.1);
+        let stop = match pid {
+            Some(pid) => {
+                if line.ask(b"!")? != b"OK" {
+                    return Err(GdbError::Lacks { what: "attach to a process (no extended mode)".into() });
+                }
+                attach(&mut line, pid)?
+            }
+            None => {
+                line.send(b"?")?;
+                let deadline = Instant::now() + line.patience();
+                match line.stopped(b"?", deadline) {
+                    Err(GdbError::Ended { .. }) => {
+                        return Err(GdbError::Lacks { what: "show a process: name one by --pid".into() });
+                    }
+                    other => other?.ok_or(GdbError::Lacks { what: "say why the target stands".into() })?,
+                }
+            }
+        };
+        let mut stub = Stub {
+            line,
+            name: format!("the stub at {address}"),
+            offers,
+            packet,
+            kind: Kind::Bare,
+            interruptible: true,
+            vcont: Vec::new(),
+            attached: pid,
+            stop,
+            signals: Vec::new(),
+            files: None,
+            binary: None,
+            breakpoints: None,
+            stood: Duration::ZERO,
+            since: Some(Instant::now()),
+            auxv: Vec::new(),
+        };
+        stub.vcont = stub.line.ask(b"vCont?")?;
+        stub.auxv = stub.object("auxv", "")?.unwrap_or_default();
+        if !stub.auxv.is_empty() {
+            stub.kind = Kind::Process;
+        }
+        // Only qemu knows that question. Its user mode looks at the line only while the program stands.
+        let qemu = stub.line.ask(b"qqemu.sstepbits")?;
+        stub.interruptible = stub.kind == Kind::Bare || qemu.is_empty() || reply::is_error(&qemu);
+        if stub.offers.has("QPassSignals") {
+            // Signals go to the program without stopping it, but for those that mean a fault or a stop, and the one
+            // that stops it for us (gdb's numbers, include/gdb/signals.def).
+            let kept = [2u8, 4, 5, 8, 10, 11, 17];
+            let list: Vec<String> = (1..=143).filter(|s| !kept.contains(s)).map(|s| format!("{s:x}")).collect();
+            stub.line.ask(format!("QPassSignals:{}", list.join(";")).as_bytes())?;
+        }
+        Ok(stub)
+    }
+
+    /// "the stub at HOST:PORT"
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is behind it.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// How long the target stood so far because of us.
+    #[must_use]
+    pub fn stood(&self) -> Duration {
+        self.stood + self.since.map_or(Duration::ZERO, |s| s.elapsed())
+    }
+
+    /// Asks something while the target stands.
+    pub(super) fn ask(&mut self, question: &str) -> Result<Vec<u8>, GdbError> {
+        self.line.ask(question.as_bytes())
+    }
+
+    /// Asks for something that is either done (`OK`), refused, or not known (`Ok(false)`).
+    pub(super) fn order(&mut self, what: &[u8]) -> Result<bool, GdbError> {
+        let answer = self.line.ask(what)?;
+        match answer.as_slice() {
+            b"OK" => Ok(true),
+            b"" => Ok(false),
+            a if reply::is_error(a) => Err(GdbError::Refused { during: show(what), answer: show(a) }),
+            a => Err(GdbError::Nonsense { during: show(what), answer: show(a) }),
+        }
+    }
+
+    /// Reads a whole `qXfer` object; `None`: the stub does not have it.
+    pub(super) fn object(&mut self, object: &str, annex: &str) -> Result<Option<Vec<u8>>, GdbError> {
+        if !self.offers.has(&format!("qXfer:{object}:read")) {
+            return Ok(None);
+        }
+        let mut out = Vec::new();
+        loop {
+            let question = format!("qXfer:{object}:read:{annex}:{:x},{:x}", out.len(), self.packet - 8);
+            let answer = self.ask(&question)?;
+            let (last, data) = match answer.split_first() {
+                Some((b'l', data)) => (true, unescape(data)),
+                Some((b'm', data)) => (false, unescape(data)),
+                _ if answer.is_empty() || reply::is_error(&answer) => return Ok(None),
+                _ => return Err(GdbError::Nonsense { during: question, answer: show(&answer) }),
+            };
+            let stuck = data.is_empty() && !last;
+            out.extend(data);
+            if stuck || out.len() > MAX_OBJECT {
+                return Err(GdbError::Nonsense { during: question, answer: "an object without end".into() });
+            }
+            if last {
+                return Ok(Some(out));
+            }
+        }
+    }
+
+    /// The target description, includes in place. Empty: the stub has none.
+    pub(super) fn description(&mut self) -> Result<Vec<Part>, GdbError> {
+        let mut out = Vec::new();
+        // Parts that are still to be looked at, the next one last.
+        let mut todo = vec![Part::Include("target.xml".into())];
+        let (mut includes, mut size) = (0, 0);
+        while let Some(part) = todo.pop() {
+            let Part::Include(file) = part else {
+                out.push(part);
+                continue;
+            };
+            includes += 1;
+            let named = file.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+            if includes > MAX_INCLUDES || size > MAX_TEXT || !named {
+                break;
+            }
+            let Some(bytes) = self.object("features", &file)? else { continue };
+            size += bytes.len();
+            let mut parts = description::parts(&String::from_utf8_lossy(&bytes));
+            parts.reverse();
+            todo.extend(parts);
+        }
+        Ok(out)
+    }
+
+    /// The auxiliary vector, as the stub gives it.
+    pub(super) fn auxv(&self) -> &[u8] {
+        &self.auxv
+    }
+
+    /// Class, byte order and machine of the program, from its header in memory; `None`: there is none to be found.
+    ///
+    /// # Errors
+    /// [`GdbError`]
+    pub fn ident(&mut self) -> Result<Option<ElfIdent>, GdbError> {
+        // The program's headers follow its first bytes (AT_PHDR is 3). Word size and order are tried: only the right ones lead
+        // to an ELF header.
+        for (word, endian) in [(8, Endian::Little), (4, Endian::Little), (4, Endian::Big), (8, Endian::Big)] {
+            let entries = self.auxv.chunks_exact(2 * word);
+            let value =
+                |key: u64| entries.clone().find(|e| load(&e[..word], endian) == key).map(|e| load(&e[word..], endian));
+            let Some(phdr) = value(3) else { continue };
+            let header = if word == 8 { 64 } else { 52 };
+            let Some(at) = phdr.checked_sub(header as u64) else { continue };
+            if let Ok(bytes) = self.read_bytes(at, header)
+                && let Ok(ident) = ident_of(&bytes)
+                && ident.is_64 == (word == 8)
+                && ident.endian == endian
+            {
+                return Ok(Some(ident));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads memory. Fewer bytes than asked for is an error.
+    pub(super) fn read_bytes(&mut self, at: u64, len: usize) -> Result<Vec<u8>, GdbError> {
+        let most = (self.packet - 16) / 2;
+        let mut out = Vec::with_capacity(len.min(MAX_OBJECT));
+        while out.len() < len {
+            let n = (len - out.len()).min(most);
+            let question = format!("m{:x},{n:x}", at.wrapping_add(out.len() as u64));
+            let answer = self.ask(&question)?;
+            if reply::is_error(&answer) || answer.is_empty() {
+                return Err(GdbError::Refused { during: question, answer: show(&answer) });
+            }
+            match from_hex(&answer).filter(|b| (1..=n).contains(&b.len())) {
+                Some(bytes) => out.extend(bytes),
+                None => return Err(GdbError::Nonsense { during: question, answer: show(&answer) }),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Writes memory.
+    pub(super) fn write_bytes(&mut self, at: u64, bytes: &[u8]) -> Result<(), GdbError> {
+        if self.binary.is_none() && bytes.len() > 64 {
+            // Of no bytes: only whether the packet is known.
+            let answer = self.ask(&format!("X{at:x},0:"))?;
+            self.binary = Some(answer == b"OK");
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            let binary = self.binary == Some(true);
+            let most = (self.packet - 40) / 2;
+            let piece = &bytes[done..bytes.len().min(done + most)];
+            let mut packet =
+                format!("{}{:x},{:x}:", if binary { 'X' } else { 'M' }, at.wrapping_add(done as u64), piece.len())
+                    .into_bytes();
+            if binary {
+                packet.extend(super::packet::escape(piece));
+            } else {
+                packet.extend(to_hex(piece).bytes());
+            }
+            if !self.order(&packet)? {
+                return Err(GdbError::Lacks { what: "write memory".into() });
+            }
+            done += piece.len();
+        }
+        Ok(())
+    }
+
+    /// All threads (processors, where there is no operating system).
+    pub(super) fn thread_ids(&mut self) -> Result<Vec<u64>, GdbError> {
+        const MOST: usize = 1 << 16;
+        let mut out = Vec::new();
+        let mut question = "qfThreadInfo";
+        loop {
+            let answer = self.ask(question)?;
+            if answer.is_empty() {
+                break;
+            }
+            let Some(ids) = reply::threads(&answer) else {
+                return Err(GdbError::Nonsense { during: question.into(), answer: show(&answer) });
+            };
+            if ids.is_empty() || out.len() > MOST {
+                break;
+            }
+            out.extend(ids);
+            question = "qsThreadInfo";
+        }
+        if out.is_empty() {
+            // A stub that knows no threads has one.
+            let current = self.ask("qC")?;
+            out.push(current.strip_prefix(b"QC").and_then(reply::thread_id).or(self.stop.thread).unwrap_or(1));
+        }
+        Ok(out)
+    }
+
+    /// What was added to link-time addresses, where the stub says so.
+    pub(super) fn text_offset(&mut self) -> Result<Option<u64>, GdbError> {
+        Ok(reply::text_offset(&self.ask("qOffsets")?))
+    }
+
+    /// The process id: the one that was asked for, or the thread that stopped first.
+    pub(super) fn pid(&mut self) -> Result<Option<u64>, GdbError> {
+        if self.attached.is_some() {
+            return Ok(self.attached);
+        }
+        let current = self.ask("qC")?;
+        Ok(current.strip_prefix(b"QC").and_then(reply::thread_id).or(self.stop.thread))
+    }
+
+    fn can(&self, action: u8) -> bool {
+        let actions = self.vcont.strip_prefix(b"vCont").unwrap_or_default();
+        actions.split(|b| *b == b';').any(|a| a == [action])
+    }
+
+    fn stands(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn runs(&mut self) {
+        self.line.running = true;
+        if let Some(since) = self.since.take() {
+            self.stood += since.elapsed();
+        }
+    }
+
+    /// Lets only `thread` go on (`b'c'`) or make one step (`b's'`), and waits for it to stop. `None`: it has not in time,
+    /// and still runs.
+    pub(super) fn run_one(&mut self, thread: u64, action: char, deadline: Instant) -> Result<Option<Stop>, GdbError> {
+        let what = if self.can(action as u8) {
+            format!("vCont;{action}:{thread:x}")
+        } else {
+            self.order(format!("Hc{thread:x}").as_bytes())?;
+            action.to_string()
+        };
+        self.line.send(what.as_bytes())?;
+        self.runs();
+        let stop = self.line.stopped(what.as_bytes(), deadline)?;
+        if let Some(s) = &stop {
+            self.stop = s.clone();
+            self.stands();
+        }
+        Ok(stop)
+    }
+
+    /// Lets everything go on, with the signals that it was due.
+    pub(super) fn go(&mut self) -> Result<(), GdbError> {
+        if self.line.running {
+            return Ok(());
+        }
+        let what = if self.can(b'C') {
+            let signals = std::mem::take(&mut self.signals);
+            let mut what = String::from("vCont");
+            let mut seen = Vec::new();
+            for (thread, signal) in signals {
+                // A thread takes one signal at a time; the next one when it stops again.
+                if seen.contains(&thread) {
+                    self.signals.push((thread, signal));
+                } else {
+                    seen.push(thread);
+                    what.push_str(&format!(";C{signal:02x}:{thread:x}"));
+                }
+            }
+            what + ";c"
+        } else {
+            String::from("c")
+        };
+        self.line.send(what.as_bytes())?;
+        self.runs();
+        Ok(())
+    }
+
+    /// Stops a running target.
+    pub(super) fn halt(&mut self) -> Result<(), GdbError> {
+        if !self.line.running {
+            return Ok(());
+        }
+        if self.interruptible {
+            self.line.interrupt()?;
+        }
+        self.await_stop(STOP)?;
+        // gdb's SIGINT: that was us.
+        let Stop { signal, thread } = self.stop.clone();
+        if !matches!(signal, 0 | 2 | 5)
+            && let Some(thread) = thread
+        {
+            self.signals.push((thread, signal));
+        }
+        Ok(())
+    }
+
+    /// Waits until a running target stops by itself, or by somebody else's doing.
+    ///
+    /// # Errors
+    /// [`GdbError::NotStopping`]
+    pub fn await_stop(&mut self, limit: Duration) -> Result<(), GdbError> {
+        if !self.line.running {
+            return Ok(());
+        }
+        match self.line.stopped(b"0x03", Instant::now() + limit)? {
+            Some(stop) => {
+                self.stop = stop;
+                self.stands();
+                Ok(())
+            }
+            None => Err(GdbError::NotStopping { millis: limit.as_millis() as u64 }),
+        }
+    }
+
+    /// Leaves the target: it runs on, and the stub forgets us.
+    pub(super) fn detach(&mut self) -> Result<(), GdbError> {
+        if !self.order(b"D")? {
+            return Err(GdbError::Lacks { what: "be left (`D`)".into() });
+        }
+        self.runs();
+        Ok(())
+    }
+
+    /// Attaches again to the process that was left.
+    pub(super) fn attach_again(&mut self) -> Result<(), GdbError> {
+        if let Some(pid) = self.attached
+            && self.line.running
+        {
+            self.stop = attach(&mut self.line, pid)?;
+            self.stands();
+        }
+        Ok(())
+    }
+}
+
+fn attach(line: &mut Connection, pid: u64) -> Result<Stop, GdbError> {
+    let what = format!("vAttach;{pid:x}");
+    line.send(what.as_bytes())?;
+    match line.stopped(what.as_bytes(), Instant::now() + STOP)? {
+        Some(stop) => Ok(stop),
+        None => Err(GdbError::NotStopping { millis: STOP.as_millis() as u64 }),
+    }
+}
+
+/// A number that a stub gives as text in an answer.
+pub(super) fn hex_number(text: &[u8]) -> Option<u64> {
+    number(text)
+}

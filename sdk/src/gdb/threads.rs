@@ -1,0 +1,144 @@
+//! Stopping and letting go, all threads at once.
+
+use super::error::GdbError;
+use super::stub::Kind;
+use super::target::{GdbTarget, unsuitable};
+use crate::restart::restarted;
+use std::time::{Duration, Instant};
+use tigerfix_core::arch::Registers;
+use tigerfix_core::target::{TargetError, ThreadId, Threads};
+
+/// How many instructions a thread makes at a time on its way out of a function.
+const STEPS: u32 = 64;
+/// How long one instruction may take: it may be a system call.
+const STEP: Duration = Duration::from_millis(500);
+
+impl GdbTarget {
+    /// Sees to it that the target stands.
+    pub(super) fn stand(&mut self) -> Result<(), TargetError> {
+        if !self.stub.line.running {
+            return Ok(());
+        }
+        let stopped = if self.stub.attached.is_some() { self.stub.attach_again() } else { self.stub.halt() };
+        self.forget();
+        stopped.map_err(|e| self.fault(e))?;
+        self.settle()
+    }
+
+    /// The thread that reported the last stop.
+    pub(super) fn current(&mut self) -> Result<u64, TargetError> {
+        match self.stub.stop.thread {
+            Some(t) => Ok(t),
+            None => {
+                let ids = self.stub.thread_ids().map_err(|e| self.fault(e))?;
+                Ok(ids.first().copied().unwrap_or(1))
+            }
+        }
+    }
+
+    pub(super) fn registers_of(&mut self, thread: u64) -> Result<Registers, TargetError> {
+        let block = self.stub.block(thread).map_err(|e| self.fault(e))?;
+        self.decode(&block)
+    }
+
+    pub(super) fn decode(&self, block: &[u8]) -> Result<Registers, TargetError> {
+        self.map.decode(block).ok_or_else(|| {
+            let why = format!("shows {} bytes of registers, too few for this architecture", block.len());
+            unsuitable("remote-registers", &self.stub.name, &why)
+        })
+    }
+
+    /// Puts calls in order that the stop has ended with EINTR.
+    pub(super) fn settle(&mut self) -> Result<(), TargetError> {
+        let layout = self.arch.registers();
+        let (Some(linux), false) = (self.arch.linux(), self.settled) else { return Ok(()) };
+        self.settled = true;
+        if self.stub.kind != Kind::Process || layout.restart_nr.is_none() {
+            return Ok(());
+        }
+        for thread in self.stub.thread_ids().map_err(|e| self.fault(e))? {
+            let block = self.stub.block(thread).map_err(|e| self.fault(e))?;
+            let Some(again) = restarted(layout, linux, &self.decode(&block)?) else { continue };
+            let mut new = block.clone();
+            self.map.encode(&again, &mut new);
+            self.stub.set_block(thread, &self.map, &block, &new).map_err(|e| self.fault(e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Threads for GdbTarget {
+    fn attach(&mut self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    fn stop_all(&mut self) -> Result<Vec<ThreadId>, TargetError> {
+        self.stand()?;
+        let ids = self.stub.thread_ids().map_err(|e| self.fault(e))?;
+        if !self.stub.interruptible && ids.len() > 1 {
+            let why = "stops only one thread of a program that has several (user-mode emulation): patch it with a \
+                       gdbserver or tfix in the emulated system";
+            return Err(unsuitable("remote-threads", &self.stub.name, why));
+        }
+        Ok(ids.into_iter().map(ThreadId).collect())
+    }
+
+    fn registers(&mut self, thread: ThreadId) -> Result<Registers, TargetError> {
+        self.registers_of(thread.0)
+    }
+
+    /// A stub that can't stop the target again keeps it until the session's end.
+    fn resume_all(&mut self) -> Result<(), TargetError> {
+        if self.stub.line.running || !self.stub.interruptible {
+            return Ok(());
+        }
+        self.forget();
+        let gone = if self.stub.attached.is_some() { self.stub.detach() } else { self.stub.go() };
+        gone.map_err(|e| self.fault(e))
+    }
+
+    /// By single steps: nothing has to be stopped again after them.
+    fn run_some(&mut self, threads: &[ThreadId], _micros: u64) -> Result<(), TargetError> {
+        self.maps = None;
+        for t in threads {
+            for _ in 0..STEPS {
+                match self.stub.run_one(t.0, 's', Instant::now() + STEP) {
+                    Ok(Some(stop)) if matches!(stop.signal, 0 | 5) => {}
+                    Ok(Some(stop)) => {
+                        self.stub.signals.push((t.0, stop.signal));
+                        break;
+                    }
+                    // It waits inside a call.
+                    Ok(None) => {
+                        self.settled = false;
+                        self.stub.halt().map_err(|e| self.fault(e))?;
+                        self.settle()?;
+                        break;
+                    }
+                    Err(GdbError::Lacks { .. }) => {
+                        return Err(TargetError::Unsupported { what: "let single threads run" });
+                    }
+                    Err(e) => return Err(self.fault(e)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn obstacle(&mut self, _thread: ThreadId, regs: &Registers) -> Option<&'static str> {
+        let (reg, bits) = self.arch.registers().exception?;
+        let inside = self.stub.kind == Kind::Bare && regs.get(reg) & bits != 0;
+        inside.then_some("the processor is inside an exception handler")
+    }
+
+    fn thread_name(&mut self, thread: ThreadId) -> String {
+        if self.stub.kind != Kind::Process {
+            return String::new();
+        }
+        let path = format!("/proc/{}/comm", thread.0);
+        match self.stub.file(&path, 0, 64) {
+            Ok(Some(name)) => String::from_utf8_lossy(&name).trim_end().to_owned(),
+            _ => String::new(),
+        }
+    }
+}
