@@ -239,8 +239,6 @@ impl Guest {
             assert!(!keeper.is_finished(), "qemu did not start");
             UnixStream::connect(sockets.path().join("port1")).ok()
         });
-        let endian = if name == "mips" { Endian::Big } else { Endian::Little };
-        clock::start(&sockets.path().join("monitor"), &sockets.path().join("stub"), endian);
         let shared: Arc<Shared> = Arc::default();
         let guest = Guest {
             name: name.to_owned(),
@@ -251,6 +249,7 @@ impl Guest {
             sockets,
         };
         std::thread::spawn(move || shared.listen(&control));
+        clock::start(&guest.sockets.path().join("monitor"), &guest.sockets.path().join("stub"), guest.endian());
         guest
     }
 
@@ -266,6 +265,16 @@ impl Guest {
             "mips" => "mips-linux-gnu",
             _ => "mipsel-linux-gnu",
         }
+    }
+
+    /// Number of SIGUSR1 (kernel arch/mips/include/uapi/asm/signal.h).
+    pub fn sigusr1(&self) -> i32 {
+        16
+    }
+
+    /// Number of an error that is not the same everywhere: ETIMEDOUT.
+    pub fn etimedout(&self) -> i32 {
+        145
     }
 
     /// Waits for something that the agent says.
@@ -319,6 +328,24 @@ impl Guest {
         let parts: [&[u8]; 4] = [&mode.to_be_bytes(), path.as_bytes(), &[0], contents];
         let done = self.ask(&format!("the write of {path}"), b'W', self.new_id(), &parts);
         done.unwrap_or_else(|e| panic!("{path} in guest {}: {e}", self.name));
+    }
+
+    /// Writes bytes into a file that is there, which may be mapped.
+    #[track_caller]
+    pub fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) {
+        let parts: [&[u8]; 4] = [&offset.to_be_bytes(), path.as_bytes(), &[0], bytes];
+        let done = self.ask(&format!("the write to {path}"), b'U', self.new_id(), &parts);
+        done.unwrap_or_else(|e| panic!("{path} in guest {}: {e}", self.name));
+    }
+
+    /// Byte order of its numbers.
+    pub fn endian(&self) -> Endian {
+        if self.name == "mips" { Endian::Big } else { Endian::Little }
+    }
+
+    /// Size of an address, bytes.
+    pub fn word(&self) -> usize {
+        if self.name == "mips64el" { 8 } else { 4 }
     }
 
     /// Copies a file into the guest's /tmp, under its own name and mode; returns its path there.
@@ -516,6 +543,20 @@ impl Program {
     pub fn wait(&self) -> ExitStatus {
         self.guest
             .wait(&format!("the end of process {}", self.pid), |s| s.programs.get(&self.id).and_then(|p| p.status))
+    }
+
+    /// Waits for its end, or the guest's.
+    pub(crate) fn wait_unless_gone(&self) -> Option<ExitStatus> {
+        let mut state = self.guest.shared.lock();
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let status = state.programs.get(&self.id).and_then(|p| p.status);
+            let now = Instant::now();
+            if status.is_some() || state.ended || now >= end {
+                return status;
+            }
+            state = self.guest.shared.news.wait_timeout(state, end - now).expect("no panic while locked").0;
+        }
     }
 
     /// Waits for its end, and takes what it said.

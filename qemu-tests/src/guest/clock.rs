@@ -60,7 +60,8 @@ impl Stub {
                 b => text.push(b.into()),
             }
         }
-        (self.byte(), self.byte());
+        self.byte();
+        self.byte();
         self.0.write_all(b"+").expect("qemu's stub listens");
         text
     }
