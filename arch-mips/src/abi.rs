@@ -8,8 +8,9 @@
 //! * GNU ld merges floating-point ABIs into the strictest mode that suits all, because the process is yet to start. Here it
 //!   runs already, in one of the modes that its *program* admits: the patch must work in each of these.
 //! * Code that keeps to `abicalls` changes $gp, code that does not expects it to stay.
-//! * Functions of position-independent objects want their own address in $t9. In executables of other code such functions
-//!   are marked in `st_other`.
+//! * Functions of position-independent objects want their own address in $t9; a mark in `st_other` says the same of single
+//!   functions. GNU ld sets it for its own use and does not write it out: in an executable that was linked from both kinds
+//!   of code (CPIC without PIC) each function may be of either.
 //!
 //! Sources: psABI, "ELF Header"; binutils' documentation of `.module`, `.gnu_attribute` and ".MIPS.abiflags" (*MIPS O32 ABI -
 //! FR0 and FR1 Interlinking*, <https://dmz-portal.mips.com/wiki/MIPS_O32_ABI_-_FR0_and_FR1_Interlinking>: Elf_ABIFlags_v0 and
@@ -97,9 +98,10 @@ pub(crate) fn accepts_function(st_other: u8, value: u64) -> Result<(), &'static 
     }
 }
 
-/// All functions of a position-independent object do; elsewhere those that are marked.
+/// All functions of a position-independent object do, and those that are marked. Other abicalls objects may hold some as
+/// well, once they are linked.
 pub(crate) fn wants_own_address(e_flags: u32, st_other: u8) -> bool {
-    e_flags & flags::PIC != 0 || st_other & other::REST == other::PIC
+    e_flags & (flags::PIC | flags::CPIC) != 0 || st_other & other::REST == other::PIC
 }
 
 #[cfg(feature = "alloc")]
@@ -494,8 +496,9 @@ mod tests {
             }
         }
         assert!(MIPS.wants_own_address(6, 0) && MIPS.wants_own_address(2, 0));
-        assert!(!MIPS.wants_own_address(4, 0) && MIPS.wants_own_address(4, 0x20) && MIPS.wants_own_address(4, 0x22));
-        assert!(!MIPS.wants_own_address(0, 0) && !MIPS.wants_own_address(0, 0xf0));
+        assert!(MIPS.wants_own_address(4, 0), "mixed code");
+        assert!(MIPS.wants_own_address(0, 0x20) && MIPS.wants_own_address(0, 0x22));
+        assert!(!MIPS.wants_own_address(1, 0) && !MIPS.wants_own_address(0, 0xf0));
     }
 
     /// Elf_ABIFlags_v0.

@@ -52,11 +52,24 @@ pub struct Tracker<'a> {
     bases: [[u64; KEPT]; 32],
     newest: [u8; 32],
     count: [u8; 32],
+    /// Where the function begins that is looked at, if that is known.
+    entry: Option<u64>,
 }
 
 /// What a [`Tracker`] knows at one place, to go on with at another.
 #[derive(Clone)]
 pub struct Snapshot([Value; 32]);
+
+impl Snapshot {
+    /// Two ways lead to the same place.
+    pub fn merge(&mut self, other: &Snapshot) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            if *mine == Value::Unknown {
+                *mine = theirs;
+            }
+        }
+    }
+}
 
 impl<'a> Tracker<'a> {
     /// Knows nothing of the registers yet.
@@ -67,7 +80,7 @@ impl<'a> Tracker<'a> {
         if let Some(gp) = constants.gp {
             values[GP] = Value::Known(gp);
         }
-        Tracker { is_64, constants, values, bases: [[0; KEPT]; 32], newest: [0; 32], count: [0; 32] }
+        Tracker { is_64, constants, values, bases: [[0; KEPT]; 32], newest: [0; 32], count: [0; 32], entry: None }
     }
 
     /// The value of a register, if it is known.
@@ -79,9 +92,9 @@ impl<'a> Tracker<'a> {
         }
     }
 
-    /// Sets the register that holds a function's own address when it is entered.
+    /// All that follows is one function, which begins at `entry`: what `$t9` held then.
     pub fn enter(&mut self, entry: u64) {
-        self.values[T9] = Value::Known(entry);
+        self.entry = Some(entry);
     }
 
     /// Forgets the values of the registers that a called function may change.
@@ -100,7 +113,8 @@ impl<'a> Tracker<'a> {
     /// Control gets here from where `from` was taken as well; `falls`: and from the instruction before.
     pub fn join(&mut self, from: &Snapshot, falls: bool) {
         for (mine, theirs) in self.values.iter_mut().zip(from.0) {
-            if !falls || *mine == Value::Unknown {
+            // A register that only one of the two ways has set is used on that way only.
+            if !falls && theirs != Value::Unknown || *mine == Value::Unknown {
                 *mine = theirs;
             }
         }
@@ -126,9 +140,11 @@ impl<'a> Tracker<'a> {
             first = Some(v);
             found(usage, v);
         }
-        for b in &self.bases[base][..] {
-            // Slots that were never filled hold 0; an address near 0 is none.
-            if *b != 0 {
+        let newest = usize::from(self.newest[base]);
+        for i in 0..usize::from(self.count[base]) {
+            let b = self.bases[base][(newest + KEPT - i) % KEPT];
+            // An address near 0 is none.
+            if b != 0 {
                 let v = self.narrow(b.wrapping_add(offset));
                 if first != Some(v) {
                     found(usage, v);
@@ -149,9 +165,9 @@ impl<'a> Tracker<'a> {
                 // lui
                 let v = self.narrow((word << 16) as i32 as i64 as u64);
                 self.set(rt, Value::Known(v));
+                // Nobody uses it alone: the lower half is added even where it is 0.
                 if v != 0 {
                     self.keep(rt, v);
-                    found(Use::Address, v);
                 }
                 if let Value::Known(sum) = self.values[rt] {
                     self.pending(rt, at, sum);
@@ -244,7 +260,8 @@ impl<'a> Tracker<'a> {
     /// A `lui` may begin the computation of `$gp`; which one does is seen when `$t9` is added.
     fn pending(&mut self, r: usize, at: u64, sum: u64) {
         if r == GP {
-            self.values[GP] = Value::Entry { sum: self.narrow(sum.wrapping_add(at)), t9: false, low: false };
+            self.values[GP] =
+                Value::Entry { sum: self.narrow(sum.wrapping_add(self.entry.unwrap_or(at))), t9: false, low: false };
         }
     }
 
@@ -343,6 +360,6 @@ impl<'a> Tracker<'a> {
     /// n64 code adds `$t9` before the lower half, in any register.
     fn entry(&self, at: u64, half: u64) -> Value {
         // `lui` is one of the few instructions before.
-        Value::Entry { sum: self.narrow(half.wrapping_add(at)), t9: true, low: false }
+        Value::Entry { sum: self.narrow(half.wrapping_add(self.entry.unwrap_or(at))), t9: true, low: false }
     }
 }

@@ -17,7 +17,7 @@
 //! `arch/mips/kernel/syscalls/syscall_o32.tbl` and `syscall_n64.tbl`, `arch/mips/include/uapi/asm/mman.h`,
 //! `include/linux/errno.h`; *System V ABI, MIPS RISC Processor Supplement*, "Registers".
 
-use tigerfix_core::arch::{LinuxAbi, Reg, RegisterLayout};
+use tigerfix_core::arch::{GdbRegister, LinuxAbi, Reg, RegisterLayout};
 
 /// Indices into the register set.
 mod index {
@@ -36,6 +36,8 @@ mod index {
     pub(crate) const LO: Reg = 32;
     pub(crate) const HI: Reg = 33;
     pub(crate) const PC: Reg = 34;
+    pub(crate) const BADVADDR: Reg = 35;
+    pub(crate) const STATUS: Reg = 36;
     pub(crate) const CAUSE: Reg = 37;
 }
 pub(crate) use index::*;
@@ -70,6 +72,37 @@ const DWARF: [(u16, Reg); 34] = {
     out
 };
 
+/// `Status.EXL` and `Status.ERL` (*MIPS32 Architecture*, volume III, "Status Register").
+const STATUS_EXL_ERL: u64 = 0b110;
+
+/// gdb's numbers (`gdb/mips-tdep.h`, `gdb/features/mips-linux.xml`), all in words of one size: the general registers, the rest
+/// of the processor's, 32 of the floating point unit and its control words (38 to 71), and a word of Linux' own for what the
+/// register set has in that of $0. The real $0 has no row: nothing is kept there.
+const fn gdb(word: u16) -> [GdbRegister; COUNT] {
+    const OF: [&str; 32] = [
+        "", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "r16",
+        "r17", "r18", "r19", "r20", "r21", "r22", "r23", "r24", "r25", "r26", "r27", "r28", "r29", "r30", "r31",
+    ];
+    const fn row(name: &'static str, number: u16, word: u16, reg: Reg) -> GdbRegister {
+        GdbRegister::new(name, number, number * word, word as u8, reg)
+    }
+    let mut out = [row("restart", 72, word, RESTART); COUNT];
+    let mut i = 1;
+    while i < 32 {
+        out[i - 1] = row(OF[i], i as u16, word, i as Reg);
+        i += 1;
+    }
+    out[31] = row("status", 32, word, STATUS);
+    out[32] = row("lo", 33, word, LO);
+    out[33] = row("hi", 34, word, HI);
+    out[34] = row("badvaddr", 35, word, BADVADDR);
+    out[35] = row("cause", 36, word, CAUSE);
+    out[36] = row("pc", 37, word, PC);
+    out
+}
+static GDB_32: [GdbRegister; COUNT] = gdb(4);
+static GDB_64: [GdbRegister; COUNT] = gdb(8);
+
 pub(crate) static LAYOUT_32: RegisterLayout = RegisterLayout {
     count: COUNT as u8,
     word: 8,
@@ -89,12 +122,13 @@ pub(crate) static LAYOUT_32: RegisterLayout = RegisterLayout {
     dwarf: &DWARF,
     dwarf_ra: RA as u16,
     in_delay_slot: Some((CAUSE, CAUSE_BD)),
-    gdb: &[],
-    exception: None,
+    gdb: &GDB_32,
+    exception: Some((STATUS, STATUS_EXL_ERL)),
 };
 
 pub(crate) static LAYOUT_64: RegisterLayout = RegisterLayout {
     names: &NAMES_64,
+    gdb: &GDB_64,
     syscall_args: &[4, 5, 6, 7, 8, 9],
     call_args: &[4, 5, 6, 7, 8, 9, 10, 11],
     ..LAYOUT_32

@@ -153,7 +153,12 @@ impl Victim {
     }
 
     /// Starts a prepared command and waits until it has printed something: its libraries are loaded by then.
-    pub fn spawn(mut command: Command) -> Self {
+    pub fn spawn(command: Command) -> Self {
+        Self::spawn_standing(command).begun()
+    }
+
+    /// Starts a prepared command that prints nothing before it is told to run.
+    pub fn spawn_standing(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
         unsafe {
@@ -180,7 +185,7 @@ impl Victim {
             lines.end();
         });
         let target = i32::try_from(child.id()).expect("a pid");
-        Self { process: Process::Child { child, stdin }, target, output, cursor: 0 }.begun()
+        Self { process: Process::Child { child, stdin }, target, output, cursor: 0 }
     }
 
     /// Starts a program in a guest.

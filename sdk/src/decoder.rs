@@ -4,11 +4,13 @@
 //! adds (an `Isa`) is the meaning: where control goes, what a constant operand refers to, which registers a caller may
 //! expect to lose in a call, and what capstone gets wrong.
 
+mod mips;
 mod x86_64;
 
 use capstone::{Capstone, InsnDetail};
 use tigerfix_core::arch::{Arch, Constants};
 use tigerfix_core::decode::{Decoder, Flow, Insn};
+use tigerfix_core::field::Endian;
 
 /// What an architecture knows of one instruction.
 struct Meaning {
@@ -22,11 +24,43 @@ struct Meaning {
 
 /// The part of a decoder that differs between architectures.
 trait Isa {
-    /// `rest` is the code behind the instruction. `None`: this is not to be taken for an instruction.
-    fn meaning(&self, insn: &capstone::Insn<'_>, detail: &InsnDetail<'_>, rest: &[u8]) -> Option<Meaning>;
+    /// See [`Decoder::decode`].
+    fn decode(&self, capstone: &Capstone, code: &[u8], addr: u64, constants: &Constants<'_>) -> Vec<Insn>;
+    /// How many bytes make a line of what is no instruction, and its text.
+    fn data(&self, code: &[u8]) -> (usize, String) {
+        (1, code.first().map_or_else(String::new, |byte| format!(".byte {byte:#04x}")))
+    }
     fn volatile_names(&self) -> &'static [&'static str];
     fn return_registers(&self) -> u64;
     fn argument_registers(&self) -> u64;
+}
+
+/// Decodes one instruction after the other, as capstone sees them; `meaning` gets what is behind each, too, and says
+/// `None` to what is not to be taken for an instruction.
+fn in_order(
+    capstone: &Capstone,
+    code: &[u8],
+    addr: u64,
+    meaning: &dyn Fn(&capstone::Insn<'_>, &InsnDetail<'_>, &[u8]) -> Option<Meaning>,
+) -> Vec<Insn> {
+    let mut insns = Vec::new();
+    let Ok(mut iter) = capstone.disasm_iter(code, addr) else { return insns };
+    let mut at = 0;
+    while let Some(insn) = iter.next() {
+        let taken = insn.bytes().len();
+        let rest = &code[at + taken..];
+        let Ok(detail) = capstone.insn_detail(&insn) else { break };
+        let Some(Meaning { len, flow, refers, reads, writes }) = meaning(&insn, &detail, rest) else {
+            break;
+        };
+        let addr = insn.address();
+        insns.push(Insn { addr, len: len as u8, flow, refers, reads, writes, text: text(&insn) });
+        at += len;
+        if len != taken {
+            iter.reset(&code[at..], addr.wrapping_add(len as u64));
+        }
+    }
+    insns
 }
 
 /// A decoder that asks capstone.
@@ -53,6 +87,10 @@ impl CapstoneDecoder {
         // The one place that knows which back ends can be decoded.
         match arch.name() {
             "x86-64" => Some(CapstoneDecoder::x86_64()),
+            "mips" => Some(CapstoneDecoder::mips(false, Endian::Big)),
+            "mipsel" => Some(CapstoneDecoder::mips(false, Endian::Little)),
+            "mips64" => Some(CapstoneDecoder::mips(true, Endian::Big)),
+            "mips64el" => Some(CapstoneDecoder::mips(true, Endian::Little)),
             _ => None,
         }
     }
@@ -68,8 +106,18 @@ impl CapstoneDecoder {
         CapstoneDecoder { capstone, isa }
     }
 
-    /// Disassembles all of `code`, which lies at `addr`, for people to read: bytes that are no instruction are skipped one
-    /// by one and shown as data.
+    /// The decoder for MIPS32, or for MIPS64 in the n64 ABI, before release 6.
+    ///
+    /// # Panics
+    /// Where capstone was built without MIPS, which this crate's dependencies exclude, or memory is exhausted.
+    #[must_use]
+    pub fn mips(is_64: bool, endian: Endian) -> CapstoneDecoder {
+        let capstone = mips::capstone(is_64, endian).expect("capstone has MIPS");
+        CapstoneDecoder { capstone, isa: Box::new(mips::Isa::new(is_64, endian)) }
+    }
+
+    /// Disassembles all of `code`, which lies at `addr`, for people to read: bytes that are no instruction are shown
+    /// as data, in the smallest unit that instructions come in.
     #[must_use]
     pub fn disassemble(&self, code: &[u8], addr: u64) -> Vec<Line> {
         let mut lines = Vec::new();
@@ -79,34 +127,22 @@ impl CapstoneDecoder {
                 lines.push(Line { addr: insn.address(), bytes: insn.bytes().to_vec(), text: text(&insn) });
             }
             let at = code.len() - iter.code().len();
-            let Some((byte, rest)) = code[at..].split_first() else { return lines };
+            let rest = &code[at..];
+            if rest.is_empty() {
+                return lines;
+            }
             let here = iter.addr();
-            lines.push(Line { addr: here, bytes: vec![*byte], text: format!(".byte {byte:#04x}") });
-            iter.reset(rest, here.wrapping_add(1));
+            let (len, text) = self.isa.data(rest);
+            let (bytes, rest) = rest.split_at(len.clamp(1, rest.len()));
+            lines.push(Line { addr: here, bytes: bytes.to_vec(), text });
+            iter.reset(rest, here.wrapping_add(bytes.len() as u64));
         }
     }
 }
 
 impl Decoder for CapstoneDecoder {
-    fn decode(&self, code: &[u8], addr: u64, _constants: &Constants<'_>) -> Vec<Insn> {
-        let mut insns = Vec::new();
-        let Ok(mut iter) = self.capstone.disasm_iter(code, addr) else { return insns };
-        let mut at = 0;
-        while let Some(insn) = iter.next() {
-            let taken = insn.bytes().len();
-            let rest = &code[at + taken..];
-            let Ok(detail) = self.capstone.insn_detail(&insn) else { break };
-            let Some(Meaning { len, flow, refers, reads, writes }) = self.isa.meaning(&insn, &detail, rest) else {
-                break;
-            };
-            let addr = insn.address();
-            insns.push(Insn { addr, len: len as u8, flow, refers, reads, writes, text: text(&insn) });
-            at += len;
-            if len != taken {
-                iter.reset(&code[at..], addr.wrapping_add(len as u64));
-            }
-        }
-        insns
+    fn decode(&self, code: &[u8], addr: u64, constants: &Constants<'_>) -> Vec<Insn> {
+        self.isa.decode(&self.capstone, code, addr, constants)
     }
 
     fn volatile_names(&self) -> &'static [&'static str] {

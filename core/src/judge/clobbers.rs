@@ -193,6 +193,16 @@ impl Known<'_> {
             for next in successors(f, i, insn) {
                 queue.push((next, set));
             }
+            // Into an instruction, as past a prefix or into a delay slot: a part of it runs.
+            if let Flow::Branch(t) | Flow::Jump(t) = insn.flow
+                && f.starting(t).is_none()
+                && let Some(part) = f.covering(t)
+            {
+                live |= set & f.insns[part].reads;
+                if part + 1 < f.insns.len() {
+                    queue.push((part + 1, set));
+                }
+            }
         }
         live
     }
@@ -200,7 +210,10 @@ impl Known<'_> {
     /// Registers that the caller set itself before the call at `call`, and has not read since: at a return they carry
     /// its result, else it would not have set them.
     fn value_kept(&self, f: &Function, call: usize) -> u64 {
-        let (mut set, mut settled) = (0, f.insns[call].reads);
+        // What the call itself writes, it writes before control goes: in a delay slot.
+        let mut settled = f.insns[call].reads;
+        let mut set = f.insns[call].writes & !settled;
+        settled |= f.insns[call].writes;
         for i in (0..call).rev() {
             let insn = &f.insns[i];
             match insn.flow {
@@ -268,13 +281,10 @@ impl NewCode<'_> {
                     Flow::CallIndirect | Flow::JumpIndirect => return everything,
                     _ => continue,
                 };
-                // A field that only the load address settles: the target is not in the bytes.
-                if let Some(r) = self
-                    .package
-                    .residue
-                    .iter()
-                    .find(|r| (here..here.saturating_add(insn.len.into())).contains(&r.offset))
-                {
+                // A field that only the load address settles: the target is not in the bytes. It begins in the first bytes;
+                // what is behind them may be a delay slot's.
+                let own = here..here.saturating_add(u64::from(insn.len.min(4)));
+                if let Some(r) = self.package.residue.iter().find(|r| own.contains(&r.offset)) {
                     match self.package.symbols.get(r.symbol as usize).map(|s| &s.referent) {
                         Some(&Referent::Program(addr)) => set |= self.known.of(addr.0),
                         _ => return everything,

@@ -123,6 +123,22 @@ pub enum JudgeError {
         /// Its entry.
         entry: LinkAddr,
     },
+    /// The function is in an instruction set that the back end does not handle.
+    #[error("`{function}` {why}, which can't be replaced")]
+    UnsupportedIsa {
+        /// The function.
+        function: String,
+        /// What it is, as a clause.
+        why: &'static str,
+    },
+    /// The instruction before the entry executes the first one of the function before it takes effect.
+    #[error("`{function}`: its first instruction, at {entry}, is in the delay slot of the branch before it")]
+    DelaySlotEntry {
+        /// The function.
+        function: String,
+        /// Its entry.
+        entry: LinkAddr,
+    },
     /// No form of jump fits.
     #[error(
         "`{function}` at {}: {} bytes from {} on may be overwritten, the shortest jump needs {needed} (function {} bytes{}, padding {}, landing pad {}){}",
@@ -260,6 +276,8 @@ impl Explain for JudgeError {
         match self {
             JudgeError::NoCode { .. } => "no-code",
             JudgeError::UnknownSize { .. } => "unknown-size",
+            JudgeError::UnsupportedIsa { .. } => "unsupported-isa",
+            JudgeError::DelaySlotEntry { .. } => "delay-slot-entry",
             JudgeError::WindowTooSmall { .. } => "window-too-small",
             JudgeError::Undecodable { .. } => "undecodable",
             JudgeError::Cloned { .. } => "cloned",
@@ -276,7 +294,8 @@ impl Explain for JudgeError {
         Some(match self {
             JudgeError::NoCode { .. } => "check that -m names the file that is really loaded",
             JudgeError::UnknownSize { .. } => "give the function a .size directive, or replace its caller",
-            JudgeError::WindowTooSmall { .. } | JudgeError::Undecodable { .. } => {
+            JudgeError::UnsupportedIsa { .. } => "build the program with this function in the ordinary instruction set",
+            JudgeError::WindowTooSmall { .. } | JudgeError::Undecodable { .. } | JudgeError::DelaySlotEntry { .. } => {
                 "replace the functions that call it instead, and let them call the new function"
             }
             JudgeError::Cloned { .. } => {

@@ -92,6 +92,10 @@ pub(super) struct Listing<'a> {
     /// Functions by entry, one for each address.
     extents: Vec<Extent<'a>>,
     references: Vec<Raw>,
+    /// The program's global pointer, where the architecture has one.
+    pub gp: Option<u64>,
+    /// Global offset tables: address and contents.
+    gots: Vec<(u64, &'a [u8])>,
     cache: RefCell<BTreeMap<u64, Rc<Function>>>,
 }
 
@@ -113,6 +117,8 @@ impl<'a> Listing<'a> {
             datas,
             extents,
             references: Vec::new(),
+            gp: global_pointer(arch, program),
+            gots: gots(program),
             cache: RefCell::new(BTreeMap::new()),
         };
         listing.references = listing.scan(watch);
@@ -174,7 +180,7 @@ impl<'a> Listing<'a> {
         let mut insns = match self.text(entry) {
             Some(code) => {
                 let len = usize::try_from(len).unwrap_or(usize::MAX).min(code.len());
-                self.decoder.decode(&code[..len], entry, &self.constants())
+                self.with_constants(|known| self.decoder.decode(&code[..len], entry, known))
             }
             None => Vec::new(),
         };
@@ -191,9 +197,21 @@ impl<'a> Listing<'a> {
         Function { name: String::from(name), entry, end, decoded, insns }
     }
 
-    /// What code that builds addresses may count on.
-    fn constants(&self) -> Constants<'_> {
-        Constants::NONE
+    /// Calls `f` with what code that builds addresses may count on.
+    fn with_constants<R>(&self, f: impl FnOnce(&Constants<'_>) -> R) -> R {
+        let word = usize::from(self.arch.address_bits() / 8).max(4);
+        // Only a global offset table's words are what code makes of them: variables change.
+        let entry = |at: u64| self.integer(tail(&self.gots, at)?.get(..word)?);
+        f(&Constants { gp: self.gp, word: &entry })
+    }
+
+    /// Code before `addr`, in its section.
+    pub fn text_before(&self, addr: u64) -> &'a [u8] {
+        let here = self.texts.iter().find_map(|&(at, bytes)| {
+            let len = usize::try_from(addr.checked_sub(at)?).ok()?;
+            (len < bytes.len()).then(|| &bytes[..len])
+        });
+        here.unwrap_or(&[])
     }
 
     /// Code from `addr` to the end of its section.
@@ -246,10 +264,12 @@ impl<'a> Listing<'a> {
         };
         let mut found = Vec::new();
         for &(at, code) in &self.texts {
-            self.arch.scan_branches(code, at, lo, hi, &self.constants(), &mut |from, to| {
-                if wanted(to) {
-                    found.push(Raw { to, from, data: false });
-                }
+            self.with_constants(|known| {
+                self.arch.scan_branches(code, at, lo, hi, known, &mut |from, to| {
+                    if wanted(to) {
+                        found.push(Raw { to, from, data: false });
+                    }
+                });
             });
         }
         let word = usize::from(self.arch.address_bits() / 8).max(4);
@@ -310,6 +330,28 @@ fn tail<'a>(parts: &[(u64, &'a [u8])], addr: u64) -> Option<&'a [u8]> {
         let from = usize::try_from(addr.checked_sub(at)?).ok()?;
         (from < bytes.len()).then(|| &bytes[from..])
     })
+}
+
+/// The global pointer that the program's code counts on: the value of its symbol, or by the dynamic segment.
+fn global_pointer(arch: &dyn Arch, program: &Program<'_>) -> Option<u64> {
+    let name = arch.global_pointer_symbol()?;
+    let symbol = program.named(name).next().map(|s| s.addr.0);
+    symbol.or(program.got.map(|g| g.0.wrapping_add(arch.gp_bias())))
+}
+
+/// Sections that are global offset tables; without section headers all that is writable may be one.
+fn gots<'a>(program: &'a Program<'a>) -> Parts<'a> {
+    let mut out: Parts<'a> = Vec::new();
+    for s in &program.sections {
+        let named = s.name == ".got" || s.name.starts_with(".got.");
+        if named && s.flags & elf::SHF_ALLOC.0 != 0 && !s.data.is_empty() {
+            out.push((s.addr.0, s.data));
+        }
+    }
+    if program.sections.is_empty() {
+        out.extend(program.segments.iter().filter(|s| s.perm.write && !s.data.is_empty()).map(|s| (s.addr.0, s.data)));
+    }
+    out
 }
 
 /// Loaded parts of the file, by address.

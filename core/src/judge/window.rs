@@ -34,6 +34,15 @@ pub(super) fn judge(listing: &Listing<'_>, site: &Site) -> Result<Judged, JudgeE
     let entry = site.entry.0;
     let name = || site.old.clone();
     let code = listing.text(entry).ok_or_else(|| JudgeError::NoCode { function: name(), entry: site.entry })?;
+    for s in names(listing, site) {
+        listing
+            .arch
+            .accepts_function(s.other, s.addr.0)
+            .map_err(|why| JudgeError::UnsupportedIsa { function: name(), why })?;
+    }
+    if listing.arch.leaves_delay_slot(listing.text_before(entry)) {
+        return Err(JudgeError::DelaySlotEntry { function: name(), entry: site.entry });
+    }
     let (size, size_guessed) = size(listing, site)?;
     let here = code.get(..usize::try_from(size).unwrap_or(usize::MAX));
     let here = here.ok_or_else(|| JudgeError::NoCode { function: name(), entry: site.entry })?;
@@ -249,6 +258,18 @@ fn table_targets(listing: &Listing<'_>, parts: &[Rc<Function>], part: &Function)
         }
         for (i, e) in bytes.chunks_exact(word).take(LONGEST_TABLE).enumerate() {
             let target = listing.integer(e).unwrap_or(0);
+            if !listing.is_code(target) {
+                break;
+            }
+            if ours(target) {
+                out.push((table + (word * i) as u64, target));
+            }
+        }
+        // Offsets from the global pointer.
+        let Some(gp) = listing.gp else { continue };
+        for (i, e) in bytes.chunks_exact(word).take(LONGEST_TABLE).enumerate() {
+            let sum = gp.wrapping_add(listing.integer(e).unwrap_or(0));
+            let target = if word == 4 { u64::from(sum as u32) } else { sum };
             if !listing.is_code(target) {
                 break;
             }

@@ -78,6 +78,7 @@ impl Inspected {
             protected,
             layout: arch.registers(),
             endian: arch.data_endian(),
+            word: arch.address_bits() / 8,
             mappings: self.mappings.clone(),
             one_stack: target.calls().is_none(),
             unwinder,

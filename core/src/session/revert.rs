@@ -286,6 +286,7 @@ fn search(
     threads: &[ThreadId],
 ) -> Result<Option<Why>, SessionError> {
     let layout = arch.registers();
+    let word = arch.address_bits() / 8;
     let inside = |v: u64| ranges.iter().any(|r| r.0.0 <= v && v < r.1.0);
     let mut stacks = Vec::new();
     for &t in threads {
@@ -311,7 +312,7 @@ fn search(
         // Below the lowest stack pointer of a stack nothing is alive.
         let mut live = m.start;
         if let Some(&sp) = stacks.get(stacks.partition_point(|sp| *sp < m.start.0)).filter(|sp| **sp < m.end.0) {
-            live = live.max(RunAddr(sp.saturating_sub(red_zone) & !(u64::from(layout.word) - 1)));
+            live = live.max(RunAddr(sp.saturating_sub(red_zone) & !(u64::from(word) - 1)));
             m.start = m.start.max(RunAddr(live.0 & !0xfff));
         }
         let size = m.end.0 - m.start.0;
@@ -337,9 +338,9 @@ fn search(
             let piece = &mut buf[..n];
             // Device memory and the like can't be read, and holds no pointers of ours.
             if target.read(at, piece).is_ok() {
-                let find = |r: &(RunAddr, RunAddr)| find_word(piece, layout.word, arch.data_endian(), r.0.0..r.1.0);
+                let find = |r: &(RunAddr, RunAddr)| find_word(piece, word, arch.data_endian(), r.0.0..r.1.0);
                 if let Some(i) = ranges.iter().find_map(find) {
-                    let place = at.offset((i * usize::from(layout.word)) as u64);
+                    let place = at.offset((i * usize::from(word)) as u64);
                     let name = if name.is_empty() { "anonymous memory" } else { name.as_str() };
                     return Ok(Some(format!("a pointer into the image lies at {place} ({name})").into()));
                 }

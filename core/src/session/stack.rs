@@ -58,6 +58,8 @@ pub struct Checker<'c, 'm> {
     pub layout: &'static RegisterLayout,
     /// Byte order of data.
     pub endian: Endian,
+    /// Size of an address, bytes.
+    pub word: u8,
     /// Mappings as of shortly before the stop.
     pub mappings: Vec<Mapping>,
     /// No operating system gives threads their stacks: whatever the stack pointer points to is the processor's only one.
@@ -227,7 +229,7 @@ impl Checker<'_, '_> {
         else {
             return Ok(None);
         };
-        let word = usize::from(self.layout.word);
+        let word = usize::from(self.word);
         let mut at = RunAddr(from.0 & !(word as u64 - 1));
         let largest = to.0.saturating_sub(at.0).min(CHUNK) as usize;
         if self.buffer.len() < largest {
@@ -239,9 +241,7 @@ impl Checker<'_, '_> {
             target.read(at, piece)?;
             let mut rest = &self.buffer[..n];
             // What lies in the hull of all ranges is looked at closely.
-            while let Some(i) =
-                find_word(rest, self.layout.word, self.endian, low.saturating_add(1)..high.saturating_add(1))
-            {
+            while let Some(i) = find_word(rest, self.word, self.endian, low.saturating_add(1)..high.saturating_add(1)) {
                 let (hit, behind) = rest[i * word..].split_at(word);
                 if let Some(v) = self.suspect(load(hit, self.endian)) {
                     return Ok(Some(v));

@@ -12,7 +12,8 @@ use capstone::arch::x86::{X86InsnGroup, X86OpMem, X86Operand, X86OperandType, X8
 use capstone::arch::{self, ArchDetail, DetailsArchInsn};
 use capstone::prelude::*;
 use capstone::{Capstone, InsnDetail, RegId};
-use tigerfix_core::decode::Flow;
+use tigerfix_core::arch::Constants;
+use tigerfix_core::decode::{Flow, Insn};
 
 /// Caller-saved registers, by bit.
 const NAMES: [&str; 49] = [
@@ -109,7 +110,8 @@ impl Isa {
     }
 }
 
-impl super::Isa for Isa {
+impl Isa {
+    /// `rest` is the code behind the instruction. `None`: this is not to be taken for an instruction.
     fn meaning(&self, insn: &capstone::Insn<'_>, detail: &InsnDetail<'_>, rest: &[u8]) -> Option<Meaning> {
         // Without prefixes such as lock, rep, bnd and notrack. Not capstone's instruction number: for comparisons with
         // a predicate it is the number of some other instruction.
@@ -139,6 +141,12 @@ impl super::Isa for Isa {
             _ => (refers, reads, writes),
         };
         Some(Meaning { len, flow, refers, reads, writes })
+    }
+}
+
+impl super::Isa for Isa {
+    fn decode(&self, capstone: &Capstone, code: &[u8], addr: u64, _constants: &Constants<'_>) -> Vec<Insn> {
+        super::in_order(capstone, code, addr, &|insn, detail, rest| self.meaning(insn, detail, rest))
     }
 
     fn volatile_names(&self) -> &'static [&'static str] {

@@ -44,7 +44,7 @@ impl GdbTarget {
                 maps.push(m);
             }
         }
-        if !maps.iter().any(|m| m.perm.exec && m.name.starts_with('/')) {
+        if !self.stub.interruptible {
             maps = self.with_exec(maps);
         }
         Ok(maps)
@@ -137,7 +137,8 @@ impl GdbTarget {
         out
     }
 
-    /// Some emulators do not say what is executable; the objects' headers do.
+    /// User-mode emulators show the rights that they themselves need: what is executable for the program is not among them,
+    /// unless those rights were changed once. The objects' headers know.
     fn with_exec(&mut self, maps: Vec<Mapping>) -> Vec<Mapping> {
         let page = self.auxiliary(AT_PAGESZ).filter(|p| p.is_power_of_two()).unwrap_or(4096);
         let mut code: Vec<(u64, u64)> = Vec::new();

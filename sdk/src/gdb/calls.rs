@@ -105,15 +105,15 @@ impl GdbTarget {
         if !self.code.is_empty() {
             return Ok(());
         }
-        let insn = self.linux()?.syscall_insn;
-        let step = if insn.len() >= 4 { 4 } else { 1 };
+        let linux = self.linux()?;
+        let (insn, align) = (linux.syscall_insn, linux.insn_align.max(1));
         let mut found = Vec::new();
         for (start, end) in self.known_code() {
             let len = (end - start).min(MAX_SEARCH) as usize;
             // Whatever can't be read has no instruction for us.
             let Ok(bytes) = self.stub.read_bytes(start, len) else { continue };
             let finder = memchr::memmem::find_iter(&bytes, insn);
-            found.extend(finder.filter(|i| i % step == 0).map(|i| start + i as u64).take(MAX_CODE));
+            found.extend(finder.map(|i| start + i as u64).filter(|a| a.is_multiple_of(align)).take(MAX_CODE));
             // One module is enough if its calls are on several pages.
             if found.iter().any(|a| found[0] >> 12 != a >> 12) {
                 break;
@@ -168,7 +168,7 @@ impl GdbTarget {
         regs.set(layout.pc, call);
         if let Some(r) = layout.restart_nr {
             // Whatever call the thread was in is not to be made again in between.
-            regs.set(r, u64::MAX);
+            regs.set(r, layout.restart_none);
         }
         for (r, a) in layout.syscall_args.iter().zip(args) {
             regs.set(*r, a);
@@ -191,7 +191,9 @@ impl GdbTarget {
         let result = now.get(layout.result);
         let (failed, errno) = match layout.error_flag {
             Some(flag) => (now.get(flag) != 0, result),
-            None if layout.word == 4 => ((result as u32) > u32::MAX - 4095, u64::from((result as u32).wrapping_neg())),
+            None if self.arch.address_bits() == 32 => {
+                ((result as u32) > u32::MAX - 4095, u64::from((result as u32).wrapping_neg()))
+            }
             None => (result > u64::MAX - 4095, result.wrapping_neg()),
         };
         if failed { Err(TargetError::Injected { call: name, errno }) } else { Ok(result) }
@@ -324,7 +326,7 @@ impl Calls for GdbTarget {
         let (base, mut regs) = (held.base, held.regs);
         regs.set(layout.pc, entry.0);
         if let Some(r) = layout.restart_nr {
-            regs.set(r, u64::MAX);
+            regs.set(r, layout.restart_none);
         }
         for (r, a) in layout.call_args.iter().zip(args) {
             regs.set(*r, *a);
@@ -344,11 +346,8 @@ impl Calls for GdbTarget {
                 regs.set(layout.sp, sp);
             }
         }
-        // Position-independent code of some ABIs wants its own address where the caller's was.
-        if self.arch.wants_own_address(0, 0)
-            && let Some(r) = layout.names.iter().position(|n| matches!(*n, "t9"))
-        {
-            regs.set(r as u8, entry.0);
+        if let Some(r) = layout.entry {
+            regs.set(r, entry.0);
         }
         self.run_call(&regs, trap.0, &format!("the function at {entry}")).map(|now| now.get(layout.result))
     }

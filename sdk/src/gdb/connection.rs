@@ -55,10 +55,6 @@ impl Connection {
         self.link.is_slow()
     }
 
-    pub(super) fn patience(&self) -> Duration {
-        self.patience
-    }
-
     /// From now on nothing is acknowledged: the stub agreed.
     pub(super) fn no_acks(&mut self) {
         self.acks = false;

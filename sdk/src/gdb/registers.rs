@@ -49,7 +49,7 @@ impl Map {
         let mut out = Registers::ZERO;
         // A stub that does not show it knows of no interrupted call.
         if let Some(nr) = self.layout.restart_nr {
-            out.set(nr, u64::MAX);
+            out.set(nr, self.layout.restart_none);
         }
         let mut found = 0;
         for &(reg, offset, size, _) in &self.rows {

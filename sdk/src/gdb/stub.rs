@@ -7,7 +7,7 @@ use super::description::{self, MAX_TEXT, Part};
 use super::error::{GdbError, show};
 use super::link::Address;
 use super::packet::{from_hex, number, to_hex, unescape};
-use super::reply::{self, Offers, Stop};
+use super::reply::{self, Offers, Stop, StopReply};
 use std::time::{Duration, Instant};
 use tigerfix_core::arch::ElfIdent;
 use tigerfix_core::field::{Endian, load};
@@ -88,13 +88,15 @@ impl Stub {
                 attach(&mut line, pid)?
             }
             None => {
-                line.send(b"?")?;
-                let deadline = Instant::now() + line.patience();
-                match line.stopped(b"?", deadline) {
-                    Err(GdbError::Ended { .. }) => {
+                let answer = line.ask(b"?")?;
+                match reply::stop(&answer) {
+                    Some(StopReply::Stopped(stop)) => stop,
+                    Some(StopReply::Ended) => {
+                        // A server without a process ends with the connection, unless it is told this.
+                        line.ask(b"!")?;
                         return Err(GdbError::Lacks { what: "show a process: name one by --pid".into() });
                     }
-                    other => other?.ok_or(GdbError::Lacks { what: "say why the target stands".into() })?,
+                    _ => return Err(GdbError::Nonsense { during: "?".into(), answer: show(&answer) }),
                 }
             }
         };
