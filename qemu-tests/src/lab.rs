@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
 use crate::tool::Outcome;
+use crate::{Guest, Victim};
 
 /// The optimisation levels that every case is run at.
 pub const MATRIX_OPTS: [&str; 3] = ["-O0", "-O2", "-O3"];
@@ -52,6 +54,7 @@ pub fn fixtures() -> PathBuf {
 /// One test's directory; gone when the test ends.
 pub struct Lab {
     dir: TempDir,
+    guest: Option<Arc<Guest>>,
 }
 
 impl Default for Lab {
@@ -66,7 +69,25 @@ impl Lab {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::Builder::new().prefix("tfix-test-").tempdir().expect("temporary directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod of own directory");
-        Self { dir }
+        Self { dir, guest: None }
+    }
+
+    /// One whose programs are compiled for a guest, and run there.
+    pub fn for_guest(guest: &Arc<Guest>) -> Self {
+        Self { guest: Some(Arc::clone(guest)), ..Self::new() }
+    }
+
+    /// The guest that programs are compiled for.
+    pub fn guest(&self) -> Option<&Arc<Guest>> {
+        self.guest.as_ref()
+    }
+
+    /// Starts a program where it was compiled for.
+    pub fn start<A: AsRef<std::ffi::OsStr>>(&self, program: &Path, arguments: &[A]) -> Victim {
+        match &self.guest {
+            None => Victim::start_with(program, arguments),
+            Some(guest) => Victim::start_in(guest, program, arguments),
+        }
     }
 
     /// A path in this directory.
@@ -142,7 +163,8 @@ impl Lab {
         let source = fixtures().join(source);
         let text = std::fs::read_to_string(&source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
         let cxx = source.extension().is_some_and(|e| e == "cpp");
-        let mut command = Command::new(if cxx { "g++" } else { "gcc" });
+        let prefix = self.guest.as_ref().map_or_else(String::new, |g| format!("{}-", g.triple()));
+        let mut command = Command::new(format!("{prefix}{}", if cxx { "g++" } else { "gcc" }));
         command.arg("-I").arg(repository().join("include")).arg("-I").arg(fixtures());
         command.args(["-Wall", "-Wextra"]).args(flags).arg("-o").arg(out).arg(&source);
         for line in text.lines().filter_map(|l| l.strip_prefix("//# flags:")) {
