@@ -239,7 +239,7 @@ impl<'a> Tracker<'a> {
             // slti sltiu andi xori
             0x0a..=0x0c | 0x0e => self.set(rt, Value::Unknown),
             // mfc0, mfc1, cfc1, mfhc1
-            0x10 | 0x11 | 0x12 if rs < 4 => self.set(rt, Value::Unknown),
+            0x10..=0x12 if rs < 4 => self.set(rt, Value::Unknown),
             // mul clz
             0x1c => self.set((word >> 11 & 31) as usize, Value::Unknown),
             0x1f => {

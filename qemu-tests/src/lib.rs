@@ -3,6 +3,8 @@
 //! A test owns a [`Lab`] (a temporary directory), one or more [`Victim`]s and calls [`tfix!`]. Nothing waits by sleeping:
 //! a test waits for a line of output or for a state of the process, and panics with all it knows after [`DEADLINE`].
 
+pub mod blocked;
+pub mod cases;
 mod guest;
 mod lab;
 mod memory;

@@ -68,8 +68,13 @@ pub fn inspect(target: &mut dyn Target) -> Result<Inspected, SessionError> {
 
 impl Inspected {
     /// A checker for `protected`, which knows the code of all applied patches.
-    fn checker<'c>(&self, target: &mut dyn Target, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
-        let mut unwinder = Unwinder::new(&self.modules, arch.registers(), arch.data_endian());
+    fn checker<'c, 'm>(
+        &'m self,
+        target: &mut dyn Target,
+        arch: &'m dyn Arch,
+        protected: &'c [Protected],
+    ) -> Checker<'c, 'm> {
+        let mut unwinder = Unwinder::new(&self.modules, arch);
         for r in &self.records {
             unwinder.add_patch(r.image_range(), r.eh_frame);
         }

@@ -3,7 +3,8 @@
 //! A thread is judged in two steps. First every aligned word of the used part of its stack, and its registers, are
 //! compared with the protected ranges: no hit proves that the thread neither executes nor will return into them, and
 //! costs one read. Only where a word does hit is the stack unwound exactly, to tell a return address from a stale or
-//! unrelated value.
+//! unrelated value. Where that ends before the outermost frame, the words below the last frame are explained; those above
+//! count as return addresses.
 
 use crate::addr::RunAddr;
 use crate::arch::{RegisterLayout, Registers};
@@ -39,6 +40,10 @@ impl Protected {
     /// A pc in the range.
     fn holds_pc(&self, pc: u64) -> bool {
         pc < self.end.0 && if self.entry { pc > self.start.0 } else { pc >= self.start.0 }
+    }
+    /// The pc of a thread that was interrupted in a delay slot: the branch's, and the branch may have begun to work.
+    fn holds_branch(&self, pc: u64) -> bool {
+        pc < self.end.0 && pc >= self.start.0
     }
     /// A return address into the range: it follows a call, so it is past the start; it may be the end (a call that does
     /// not return may be a function's last instruction).
@@ -83,6 +88,7 @@ impl Checker<'_, '_> {
     /// Target errors, and [`SessionError::StackUnknown`].
     pub fn check(&mut self, target: &mut dyn Target, threads: &[ThreadId]) -> Result<Vec<Blocker>, SessionError> {
         let mut out = Vec::new();
+        self.unwinder.forget();
         for &t in threads {
             let Some(api) = target.threads() else { return Ok(out) };
             let regs = api.registers(t)?;
@@ -167,30 +173,25 @@ impl Checker<'_, '_> {
         thread: ThreadId,
         regs: &Registers,
     ) -> Result<Option<Blocker>, SessionError> {
-        let pc = regs.get(self.layout.pc);
-        if let Some(p) = self.protected.iter().find(|p| p.holds_pc(pc)) {
+        let pc = self.narrow(regs.get(self.layout.pc));
+        let in_slot = self.layout.in_delay_slot.is_some_and(|(r, bit)| regs.get(r) & bit != 0);
+        let inside = |p: &&Protected| p.holds_pc(pc) || in_slot && p.holds_branch(pc);
+        if let Some(p) = self.protected.iter().find(inside) {
             return Ok(Some(self.blocker(thread, p, pc, Some(0))));
         }
         let mut hit = None;
         if let Some(ra) = self.layout.ra {
-            hit = self.suspect(regs.get(ra));
+            hit = self.suspect(self.narrow(regs.get(ra)));
         }
-        let sp = RunAddr(regs.get(self.layout.sp));
+        let sp = RunAddr(self.narrow(regs.get(self.layout.sp)));
         if mapping_of(&self.mappings, sp).is_none()
             && let Some(maps) = target.mappings()
         {
             // A thread younger than our list.
             self.mappings = maps.mappings()?;
         }
-        let Some(stack) = mapping_of(&self.mappings, sp) else {
-            return Err(SessionError::StackUnknown { thread, why: "its stack pointer points to no memory" });
-        };
-        // The thread's own stack is the kernel's [stack] or holds its thread control block; on any other (a signal
-        // handler's, a coroutine's) the words below do not tell all.
-        let own = self.one_stack
-            || stack.name == "[stack]"
-            || self.layout.tp.is_some_and(|tp| stack.contains(RunAddr(regs.get(tp))));
-        let end = stack.end;
+        let nowhere = SessionError::StackUnknown { thread, why: "its stack pointer points to no memory" };
+        let Some((end, own)) = self.stack_of(target, thread, regs, sp) else { return Err(nowhere) };
         if hit.is_none() {
             hit = self.scan(target, sp, end)?;
         }
@@ -206,16 +207,49 @@ impl Checker<'_, '_> {
         if trace.complete {
             return Ok(None);
         }
-        match hit {
+        // What the walk came over is explained; it may have led to another stack.
+        let Some((end, own)) = self.stack_of(target, thread, regs, trace.explained) else { return Err(nowhere) };
+        let mut left = trace.link.and_then(|v| self.suspect(v));
+        if left.is_none() {
+            left = self.scan(target, trace.explained, end)?;
+        }
+        match left {
             Some(addr) => {
                 let p = self.protected.iter().find(|p| p.holds_return(addr) || p.holds_pc(addr));
                 Ok(p.map(|p| self.blocker(thread, p, addr, None)))
             }
+            None if own => Ok(None),
             None => Err(SessionError::StackUnknown {
                 thread,
                 why: "it runs on a stack of its own making that cannot be unwound to the end",
             }),
         }
+    }
+
+    /// An address as wide as the architecture's.
+    fn narrow(&self, v: u64) -> u64 {
+        if self.word == 4 { u64::from(v as u32) } else { v }
+    }
+
+    /// End of the mapping that holds `sp`, and whether it is the thread's own stack: the kernel's [stack], or the one that
+    /// holds its control block. On any other (a signal handler's, a coroutine's) the words below do not tell all.
+    fn stack_of(
+        &self,
+        target: &mut dyn Target,
+        thread: ThreadId,
+        regs: &Registers,
+        sp: RunAddr,
+    ) -> Option<(RunAddr, bool)> {
+        let stack = mapping_of(&self.mappings, sp)?;
+        let mut own = self.one_stack || stack.name == "[stack]";
+        if !own {
+            let block = match self.layout.tp {
+                Some(tp) => Some(RunAddr(regs.get(tp))),
+                None => target.threads().and_then(|t| t.thread_block(thread)),
+            };
+            own = block.is_some_and(|at| stack.contains(at));
+        }
+        Some((stack.end, own))
     }
 
     fn suspect(&self, value: u64) -> Option<u64> {

@@ -1,12 +1,13 @@
-//! Exact unwinding by call frame information (DWARF 5 section 6.4, LSB `.eh_frame_hdr`), read from the target's memory.
+//! Exact unwinding by call frame information (DWARF 5 section 6.4, LSB `.eh_frame_hdr`), read from the target's memory;
+//! where a module has none for a pc, by what the back end makes of the code itself.
 
 use crate::addr::RunAddr;
-use crate::arch::{RegisterLayout, Registers};
+use crate::arch::{self, Arch, RegisterLayout, Registers};
 use crate::field::{Endian, load};
 use crate::program::Program;
 use crate::session::modules::Module;
 use crate::target::Target;
-use alloc::{boxed::Box, vec, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, Location, Pointer, Register,
     RegisterRule, RunTimeEndian, UnwindContext, UnwindExpression, UnwindSection as _, UnwindTableRow, Value,
@@ -35,6 +36,11 @@ pub struct Backtrace {
     pub frames: Vec<Frame>,
     /// The outermost frame was reached: no frame is missing.
     pub complete: bool,
+    /// The stack pointer of the last frame: all that lies below it, on this stack and on those that the walk came over,
+    /// is explained.
+    pub explained: RunAddr,
+    /// The link register of the last frame, where that frame may not have saved it yet and its value is known.
+    pub link: Option<u64>,
 }
 
 /// Unwind information of one module.
@@ -63,10 +69,17 @@ struct PatchCfi {
     bytes: Option<Vec<u8>>,
 }
 
+/// Size of the pieces that memory is read in while code is followed; divides every page size, and is not much for a slow
+/// line.
+const PIECE: usize = 256;
+
 /// Unwinds threads of a target; keeps what it read of each module.
 pub struct Unwinder<'m> {
     modules: &'m [Module],
+    arch: &'m dyn Arch,
     layout: &'static RegisterLayout,
+    /// Pieces of memory that were read since the target was stopped, by address.
+    pieces: BTreeMap<u64, [u8; PIECE]>,
     endian: RunTimeEndian,
     is_64: bool,
     cfi: Vec<Option<Option<Cfi>>>,
@@ -76,12 +89,15 @@ pub struct Unwinder<'m> {
 impl<'m> Unwinder<'m> {
     /// For a target with these modules.
     #[must_use]
-    pub fn new(modules: &'m [Module], layout: &'static RegisterLayout, endian: Endian) -> Unwinder<'m> {
+    pub fn new(modules: &'m [Module], arch: &'m dyn Arch) -> Unwinder<'m> {
+        let (layout, endian) = (arch.registers(), arch.data_endian());
         Unwinder {
             modules,
+            arch,
             layout,
+            pieces: BTreeMap::new(),
             endian: if endian == Endian::Big { RunTimeEndian::Big } else { RunTimeEndian::Little },
-            is_64: layout.word == 8 && modules.first().is_none_or(|m| m.is_64),
+            is_64: arch.address_bits() == 64,
             cfi: modules.iter().map(|_| None).collect(),
             patches: Vec::new(),
         }
@@ -102,19 +118,33 @@ impl<'m> Unwinder<'m> {
         }
     }
 
+    /// The target has run: what was read of its memory may have changed.
+    pub fn forget(&mut self) {
+        self.pieces.clear();
+    }
+
+    /// An address as wide as the architecture's: registers of a 32-bit program may be sign-extended.
+    fn narrow(&self, v: u64) -> u64 {
+        if self.is_64 { v } else { u64::from(v as u32) }
+    }
+
     /// Unwinds a stopped thread.
     pub fn backtrace(&mut self, target: &mut dyn Target, regs: &Registers) -> Backtrace {
         let mut state = State { values: [None; 256] };
         for &(dwarf, index) in self.layout.dwarf {
-            state.set(dwarf, Some(regs.get(index)));
+            state.set(dwarf, Some(self.narrow(regs.get(index))));
         }
-        let mut frames = vec![Frame { pc: RunAddr(regs.get(self.layout.pc)), exact: true }];
-        let mut sp = regs.get(self.layout.sp);
+        let mut frames = vec![Frame { pc: RunAddr(self.narrow(regs.get(self.layout.pc))), exact: true }];
+        let mut sp = self.narrow(regs.get(self.layout.sp));
         let mut complete = false;
         while frames.len() < MAX_FRAMES {
             let Some(&frame) = frames.last() else { break };
             let lookup = if frame.exact { frame.pc.0 } else { frame.pc.0.wrapping_sub(1) };
-            match self.step(target, &mut state, lookup) {
+            let step = match self.step(target, &mut state, lookup, frame.exact) {
+                Some(step) => Some(step),
+                None => self.step_by_code(target, &mut state, frame, sp),
+            };
+            match step {
                 Some(Step::End) => {
                     complete = true;
                     break;
@@ -134,10 +164,55 @@ impl<'m> Unwinder<'m> {
                 None => break,
             }
         }
-        Backtrace { frames, complete }
+        let link = frames.last().filter(|f| f.exact && self.layout.ra.is_some());
+        let link = link.and_then(|_| state.get(self.layout.dwarf_ra));
+        Backtrace { frames, complete, explained: RunAddr(sp), link }
     }
 
-    fn step(&mut self, target: &mut dyn Target, state: &mut State, pc: u64) -> Option<Step> {
+    /// Steps out of a frame for which there is no table.
+    fn step_by_code(&mut self, target: &mut dyn Target, state: &mut State, frame: Frame, sp: u64) -> Option<Step> {
+        let mut here = arch::Frame { regs: Registers::ZERO, known: 0, exact: frame.exact };
+        let mut set = |r: arch::Reg, v: u64| {
+            here.regs.set(r, v);
+            here.known |= 1u128 << r;
+        };
+        for &(dwarf, index) in self.layout.dwarf {
+            if let Some(v) = state.get(dwarf) {
+                set(index, v);
+            }
+        }
+        set(self.layout.sp, sp);
+        set(self.layout.pc, frame.pc.0);
+        let pieces = &mut self.pieces;
+        let up = self.arch.step_out(&here, &mut |at, out| {
+            let start = at & !(PIECE as u64 - 1);
+            let offset = (at - start) as usize;
+            let within = offset + out.len() <= PIECE;
+            if within && !pieces.contains_key(&start) {
+                let mut bytes = [0; PIECE];
+                if target.read(RunAddr(start), &mut bytes).is_ok() {
+                    pieces.insert(start, bytes);
+                }
+            }
+            match pieces.get(&start).filter(|_| within) {
+                Some(bytes) => {
+                    out.copy_from_slice(&bytes[offset..offset + out.len()]);
+                    true
+                }
+                None => target.read(RunAddr(at), out).is_ok(),
+            }
+        })?;
+        let known = |r: arch::Reg| up.known >> r & 1 == 1;
+        if !known(self.layout.pc) || !known(self.layout.sp) {
+            return None;
+        }
+        for &(dwarf, index) in self.layout.dwarf {
+            state.set(dwarf, known(index).then(|| up.regs.get(index)));
+        }
+        Some(Step::Caller { pc: up.regs.get(self.layout.pc), cfa: up.regs.get(self.layout.sp), signal: up.exact })
+    }
+
+    fn step(&mut self, target: &mut dyn Target, state: &mut State, pc: u64, exact: bool) -> Option<Step> {
         let word = if self.is_64 { 8 } else { 4 };
         let mut ctx = Box::new(UnwindContext::new());
         let at = RunAddr(pc);
@@ -166,7 +241,7 @@ impl<'m> Unwinder<'m> {
             };
             let row = fde.unwind_info_for_address(&section, &bases, &mut ctx, pc).ok()?.clone();
             let signal = fde.is_signal_trampoline();
-            return self.apply(target, state, &section, &row, signal);
+            return self.apply(target, state, &section, &row, signal, exact);
         }
         let i = self.patches.iter().position(|p| p.code.0 <= at && at < p.code.1)?;
         let PatchCfi { eh_frame: (addr, size), bytes, .. } = &mut self.patches[i];
@@ -185,7 +260,7 @@ impl<'m> Unwinder<'m> {
         let fde = section.fde_for_address(&bases, pc, EhFrame::cie_from_offset).ok()?;
         let row = fde.unwind_info_for_address(&section, &bases, &mut ctx, pc).ok()?.clone();
         let signal = fde.is_signal_trampoline();
-        self.apply(target, state, &section, &row, signal)
+        self.apply(target, state, &section, &row, signal, exact)
     }
 
     /// Computes the caller's registers from a row of the unwind table.
@@ -196,6 +271,7 @@ impl<'m> Unwinder<'m> {
         section: &EhFrame<Slice<'_>>,
         row: &UnwindTableRow<usize>,
         signal: bool,
+        exact: bool,
     ) -> Option<Step> {
         let word = if self.is_64 { 8 } else { 4 };
         let mut read = |at: u64| {
@@ -238,6 +314,10 @@ impl<'m> Unwinder<'m> {
         // An undefined return address marks the outermost frame (glibc's _start and clone say so). Where the return
         // address lives in a register and no rule names it, it is still there.
         let in_register = self.layout.ra.is_some() && !ra_seen;
+        // But not in a frame that waits for a callee: that is a table without content, as of hand-written code.
+        if in_register && !exact {
+            return None;
+        }
         if matches!(ra, RegisterRule::Undefined) && !in_register {
             return Some(Step::End);
         }
