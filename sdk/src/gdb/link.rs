@@ -217,11 +217,10 @@ mod tests {
 
     #[test]
     fn a_terminal_becomes_a_plain_line() {
-        use std::os::fd::OwnedFd;
         let pty = nix::pty::openpty(None, None).unwrap();
         let device = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pty.slave)));
         let mut link = Link::open(&Address::Serial(device.unwrap(), 115_200)).unwrap();
-        let mut far = File::from(OwnedFd::from(pty.master));
+        let mut far = File::from(pty.master);
         // Bytes that a terminal would act upon.
         let all: Vec<u8> = (0..=255).collect();
         far.write_all(&all).unwrap();
