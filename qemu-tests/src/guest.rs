@@ -348,12 +348,14 @@ impl Guest {
         if self.name == "mips64el" { 8 } else { 4 }
     }
 
-    /// Copies a file into the guest's /tmp, under its own name and mode; returns its path there.
+    /// Copies a file into the guest's /tmp, under the name of its directory and its own, and with its mode; returns its path
+    /// there.
     #[track_caller]
     pub fn copy(&self, file: &Path) -> String {
         use std::os::unix::fs::PermissionsExt;
         let name = file.file_name().and_then(OsStr::to_str).expect("a file name");
-        let path = format!("/tmp/{name}");
+        let dir = file.parent().and_then(Path::file_name).and_then(OsStr::to_str).expect("a directory's name");
+        let path = format!("/tmp/{dir}/{name}");
         let mode = std::fs::metadata(file).map(|m| m.permissions().mode() & 0o777);
         let bytes = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         self.write(&path, mode.unwrap_or(0o755), &bytes);
