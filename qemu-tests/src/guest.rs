@@ -157,7 +157,7 @@ fn cache() -> PathBuf {
 }
 
 /// Where guests.sh puts what it builds of this clone.
-fn built() -> PathBuf {
+fn output() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from).join("guests")
 }
 
@@ -232,7 +232,7 @@ impl Guest {
             script("tfix", name);
             built.push(name.to_owned());
         }
-        built().join(format!("tfix-{name}"))
+        output().join(format!("tfix-{name}"))
     }
 
     /// Starts a guest with nothing but its system in it.
