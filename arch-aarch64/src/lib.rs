@@ -11,7 +11,7 @@
 //! * In pages mapped with PROT_BTI an indirect branch must meet a landing pad: `bti`, or `paciasp`, which does something
 //!   else as well (`trampoline.rs`).
 //! * Return addresses may carry an authentication code in their upper bits (PAC); what is on the stack is not simply an
-//!   address then ([`plain_address`]).
+//!   address then ([`Arch::return_address_bits`]).
 //! * Linux has taken a thread's interrupted system call back to its `svc` instruction before a tracer gets to see the
 //!   registers (`registers.rs`).
 //!
@@ -30,7 +30,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-use tigerfix_core::arch::{Arch, ElfIdent, LinuxAbi, RegisterLayout};
+use tigerfix_core::arch::{Arch, ElfIdent, LinuxAbi, RegisterLayout, Vendor};
 use tigerfix_core::field::Endian;
 
 mod cache;
@@ -46,7 +46,7 @@ mod relocations;
 mod signal;
 mod trampoline;
 
-pub use trampoline::{cortex_a53_843419, plain_address};
+pub use trampoline::cortex_a53_843419;
 
 /// `EM_AARCH64` (AAELF64, "ELF Header").
 const EM_AARCH64: u16 = 183;
@@ -119,6 +119,17 @@ impl Arch for Aarch64 {
 
     fn linux(&self) -> Option<&'static LinuxAbi> {
         Some(&registers::LINUX)
+    }
+
+    /// Those of an address of user space; the others hold an authentication code where the function signs its return address
+    /// (kernel `Documentation/arch/arm64/pointer-authentication.rst`).
+    fn return_address_bits(&self) -> u64 {
+        self.user_space_end() - 1
+    }
+
+    /// For DW_CFA_AARCH64_negate_ra_state (AADWARF64, "Call frame instructions").
+    fn unwind_vendor(&self) -> Vendor {
+        Vendor::AArch64
     }
 
     #[cfg(feature = "alloc")]

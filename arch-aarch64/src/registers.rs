@@ -18,7 +18,7 @@
 //! * The thread pointer, TPIDR_EL0, is in a register set of its own (NT_ARM_TLS).
 //! * PSTATE.BTYPE (bits 11:10 of `pstate`) is not zero in a thread that was stopped right behind an indirect branch; made to go on
 //!   elsewhere in a guarded page it would get SIGILL.
-//! * Return addresses that are kept on the stack may carry an authentication code ([`crate::plain_address`]); DWARF register 34
+//! * Return addresses that are kept on the stack may carry an authentication code ([`tigerfix_core::arch::Arch::return_address_bits`]); DWARF register 34
 //!   says where.
 //! * There is no red zone: what is below the stack pointer belongs to nobody (AAPCS64, 6.4.5.1).
 //!

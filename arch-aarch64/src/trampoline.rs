@@ -267,14 +267,6 @@ impl Pages {
     }
 }
 
-/// The address that a stored code pointer means: return addresses may carry an authentication code in the bits above
-/// those of an address, and pointers a tag in the top byte (AAPCS64; kernel `Documentation/arch/arm64/pointer-authentication.rst`:
-/// "PACs ... bits 55 selects"). Addresses of the kernel, with bit 55 set, stay as they are.
-#[must_use]
-pub fn plain_address(value: u64) -> u64 {
-    if value >> 55 & 1 == 0 { value & ((1 << 48) - 1) } else { value }
-}
-
 /// Address of the first `adrp` in `code` (which lies at `at`) that makes a Cortex-A53 with erratum 843419 compute a wrong address:
 /// one in the last two words of a page of 4 KiB, with a load or store behind it, and within two more instructions a
 /// load or store at an offset from its register. GNU ld and lld move or rewrite such code when asked to
@@ -582,14 +574,6 @@ pub(crate) mod tests {
         assert_eq!(scan(&bytes(&others), 0x40_1000, 0, u64::MAX), []);
         assert_eq!(scan(&bytes(&[0xb000_0001, 0xb100_8022, 0x1100_8022]), 0x40_1000, 0, u64::MAX), []);
         assert_eq!(scan(&[0, 0, 0], 0x40_1000, 0, u64::MAX), []);
-    }
-
-    #[test]
-    fn return_addresses_without_their_code() {
-        assert_eq!(plain_address(0x003d_aaaa_aaaa_1234), 0xaaaa_aaaa_1234);
-        assert_eq!(plain_address(0xff7f_ffff_ffff_fffc), 0xffff_ffff_fffc);
-        assert_eq!(plain_address(0xffff_8000_0000_1000), 0xffff_8000_0000_1000, "the kernel's");
-        assert_eq!(plain_address(0), 0);
     }
 
     #[test]

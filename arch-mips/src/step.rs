@@ -139,12 +139,9 @@ pub fn step_out(
             // It never returns: there is no caller to speak of.
             return Some(outermost(regs, sp));
         }
-        for r in 1..26 {
-            // At a return the registers that calls may change hold what the caller does not know.
-            if !(16..24).contains(&r) {
-                regs[r] = None;
-            }
-        }
+        // At a return the registers that calls may change hold what the caller does not know.
+        regs[1..16].fill(None);
+        regs[24..26].fill(None);
         regs[RA] = None;
     }
     let start = Path { pc, regs, stored: Vec::new(), ra_slot: None, called: !frame.exact, entered: false };
@@ -601,10 +598,8 @@ fn same_function(memory: &mut Memory<'_>, start: u64, pc: u64) -> bool {
         let Some(word) = memory.insn(at) else { return false };
         let b = classify(word);
         if b.link.is_none() && b.has_delay_slot() {
-            if let Some(t) = b.target(memory.is_64, at) {
-                if t > at {
-                    reach = reach.max(t);
-                }
+            if let Some(t) = b.target(memory.is_64, at).filter(|t| *t > at) {
+                reach = reach.max(t);
             }
             let ends = match b.kind {
                 Kind::Always => true,

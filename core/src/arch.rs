@@ -2,6 +2,7 @@
 //! ABI variant and byte order, since one host binary serves several.
 
 use crate::field::{Endian, Field, Overflow};
+pub use gimli::Vendor;
 
 /// How a relocation computes its value, in the letters of the psABI documents.
 ///
@@ -382,6 +383,11 @@ pub trait TrampolineEncoder {
     fn leaves_delay_slot(&self, _before: &[u8]) -> bool {
         false
     }
+    /// May the address behind `before` (code, at least 8 bytes) be a return address: does a call end there? True where that
+    /// can't be told.
+    fn may_return_behind(&self, _before: &[u8]) -> bool {
+        true
+    }
 }
 
 /// What code that builds addresses from several instructions may count on, at link time.
@@ -694,6 +700,14 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     fn registers(&self) -> &'static RegisterLayout;
     /// Linux conventions, or `None` where this variant has no Linux.
     fn linux(&self) -> Option<&'static LinuxAbi>;
+    /// Bits of a stored return address that are the address's own; processors may keep a signature in the others.
+    fn return_address_bits(&self) -> u64 {
+        u64::MAX
+    }
+    /// Whose extensions unwind tables may use.
+    fn unwind_vendor(&self) -> Vendor {
+        Vendor::Default
+    }
     /// Builds the frame that `rt_sigreturn` restores `regs`, the extended state `xstate` (vector registers and the like,
     /// the register sets one after the other in the form that PTRACE_GETREGSET gives them; none, if there are none) and the
     /// signal mask (bit 0: signal 1) from, below `regs`'s stack pointer. `None`: this variant can't, injected calls then do

@@ -320,6 +320,10 @@ mod with_alloc {
         fn run_some(&mut self, _threads: &[ThreadId], _micros: u64) -> Result<(), TargetError> {
             Err(TargetError::Unsupported { what: "let single threads run" })
         }
+        /// An address in the thread's control block, where the thread pointer is in none of its registers.
+        fn thread_block(&mut self, _thread: ThreadId) -> Option<RunAddr> {
+            None
+        }
         /// Why a stopped thread can't be judged now, as a clause: "the processor is inside an exception handler".
         fn obstacle(&mut self, _thread: ThreadId, _regs: &Registers) -> Option<&'static str> {
             None

@@ -60,10 +60,11 @@ const GP_MINUS_LO16: u32 = 7 | 24 << 8 | LO16 << 16;
 
 const LEVELS: [&str; 3] = ["-O0", "-O2", "-Os"];
 /// How code is compiled. Its program is compiled in the same way.
-const MODES_O32: [&[&str]; 6] = [
+const MODES_O32: [&[&str]; 7] = [
     &["-mabicalls", "-fPIC"],
     &["-mabicalls", "-fPIC", "-mxgot"],
     &["-mabicalls", "-fno-pic"],
+    &["-mabicalls", "-fno-pic", "-mplt"],
     &["-mno-abicalls", "-fno-pic", "-G0"],
     &["-mno-abicalls", "-fno-pic", "-G0", "-mlong-calls"],
     &["-mno-abicalls", "-fno-pic", "-G0", "-fsection-anchors"],
@@ -245,7 +246,10 @@ impl Pair<'_> {
             (PC16, _) => {
                 let (ours, ld) = self.words(r.offset, 16)?;
                 let to = |w: u32| (p + 4).wrapping_add(sext16(w) << 2);
-                self.same("the destination", destination(self.image, to(ours)), to(ld))?;
+                if destination(self.image, to(ours)) == to(ours) {
+                    return Ok(o..o);
+                }
+                self.same("the destination", destination(self.image, to(ours)) & 0x3_ffff, to(ld) & 0x3_ffff)?;
                 Ok(o..o + 4)
             }
             _ => Ok(o..o),
@@ -413,4 +417,351 @@ fn n64_big_endian() {
 #[test]
 fn n64_little_endian() {
     required(&compiled(LE64, &MODES_N64, &[NEAR, FAR]), &N64);
+}
+
+fn merge(into: &mut Counts, from: Counts) {
+    from.into_iter().for_each(|(name, n)| *into.entry(name).or_default() += n);
+}
+
+/// Without and with a GOT.
+fn hand_written_modes(tools: Tools) -> [(&'static [&'static str], &'static [&'static str]); 2] {
+    // The pairs in the file are 32-bit addresses in either ABI.
+    let sym32: &[&str] = if tools.arch.address_bits() == 64 { &["-msym32"] } else { &[] };
+    [
+        if sym32.is_empty() {
+            (&["-mno-abicalls", "-fno-pic", "-G0"], &[])
+        } else {
+            (&["-mno-abicalls", "-fno-pic", "-G0", "-msym32"], &["-msym32"])
+        },
+        (&["-mabicalls", "-fno-pic"], &["-DGOT"]),
+    ]
+}
+
+fn hand_written(tools: Tools) -> Counts {
+    let mut counts = Counts::new();
+    for (mode, more) in hand_written_modes(tools) {
+        let lab = Lab::new(tools, mode);
+        let program = program(&lab, mode);
+        let object = lab.object("relocations_mips.S", &[mode, more].concat());
+        for at in [NEAR, FAR] {
+            let what = format!("{} relocations_mips.S", tools.arch.name());
+            check(&lab, &program, std::slice::from_ref(&object), at, mode, &what, &mut counts);
+        }
+    }
+    counts
+}
+
+#[test]
+fn hand_written_relocations() {
+    let mut all = Counts::new();
+    for tools in [BE, LE, BE64, LE64] {
+        let counts = hand_written(tools);
+        print(&format!("{} relocations_mips.S", tools.arch.name()), &counts);
+        // Whatever the back end has a row for, but markers and what only the linker itself makes, occurs.
+        let rows = (1..256)
+            .filter(|n| *n != JALR)
+            .filter_map(|n| tools.arch.howto(n))
+            .filter(|h| !h.name.contains(['(', ' ']) && !matches!(h.name, "R_MIPS_GOT16_PAGE"));
+        let missing: Vec<_> = rows.map(|h| h.name).filter(|n| !counts.contains_key(n)).collect();
+        assert!(missing.is_empty(), "{} never compared: {missing:?}", tools.arch.name());
+        merge(&mut all, counts);
+    }
+}
+
+/// Programs whose functions want their own address, and patches that don't care; and the other way round.
+#[test]
+fn objects_and_programs_of_different_kinds() {
+    let (pic, plain): (&[&str], &[&str]) = (&["-mabicalls", "-fPIC"], &["-mabicalls", "-fno-pic", "-mplt"]);
+    let mut counts = Counts::new();
+    for tools in [BE, LE, BE64, LE64] {
+        for (programs, patches) in [(pic, plain), (plain, pic)] {
+            let lab = Lab::new(tools, programs);
+            let program = program(&lab, programs);
+            for level in LEVELS {
+                let rich = lab.object("rich.c", &[&[level, TLS_LE, "-fcommon"], patches].concat());
+                let what = format!("{} rich.c {level} {patches:?}", tools.arch.name());
+                check(&lab, &program, std::slice::from_ref(&rich), NEAR, programs, &what, &mut counts);
+                let image = lab.link_at(&program, &[rich], NEAR).expect("links");
+                let jumps = image.report.relocations.contains_key("R_MIPS_26");
+                let expected = jumps && programs == pic;
+                assert_eq!(!image.report.veneers.is_empty(), expected, "{what}: {:?}", image.report.veneers);
+            }
+        }
+    }
+    print("mixed", &counts);
+}
+
+/// Addresses as firmware has them: the unmapped segments from 0x80000000 on.
+#[test]
+fn firmware_addresses() {
+    let mut counts = Counts::new();
+    for tools in [BE, LE] {
+        for mode in &MODES_O32[4..6] {
+            let lab = Lab::new(tools, mode);
+            let flags = ["-static", "-no-pie", "-Wl,-Ttext-segment=0x80100000"];
+            let program = lab.program(false, &[&flags[..], mode].concat());
+            for image in [0x8040_0000u64, 0xa040_0000, 0x8fff_0000] {
+                for level in LEVELS {
+                    let rich = lab.object("rich.c", &[&[level, TLS_LE, "-fcommon"], *mode].concat());
+                    let what = format!("{} rich.c {level} at {image:#x}", tools.arch.name());
+                    // An image across the end of a region.
+                    let big = lab.assemble(".text\n.globl pad\npad: .space 0x8000\n", mode);
+                    let at = Where { bias: 0, image };
+                    check(&lab, &program, &[rich, big], at, mode, &what, &mut counts);
+                }
+            }
+        }
+    }
+    print("firmware addresses", &counts);
+}
+
+/// The comparison itself must notice a single wrong bit, in every field and between the fields.
+#[test]
+fn the_comparison_sees_every_wrong_bit() {
+    for tools in [BE, LE64] {
+        for (mode, more) in hand_written_modes(tools) {
+            let lab = Lab::new(tools, mode);
+            let program = program(&lab, mode);
+            let objects = [lab.object("relocations_mips.S", &[mode, more].concat())];
+            let mut image = lab.link_at(&program, &objects, NEAR).expect("links");
+            let file = lab.gnu_ld(&program, &objects, &image, &small_data(&program, mode));
+            let reference = Reference::new(&file);
+            let same = |image: &Image| compare(mips(&lab), &objects, image, &reference, &mut Counts::new());
+            assert_eq!(same(&image), Ok(()));
+            let mut unseen = Vec::new();
+            for p in image.report.placements.clone().iter().filter(|p| p.symbol.is_none() && p.section != ".bss") {
+                for i in p.offset..p.offset + p.size {
+                    for bit in [0, 7] {
+                        image.bytes[i as usize] ^= 1 << bit;
+                        let run = std::panic::AssertUnwindSafe(|| same(&image).is_err());
+                        if !std::panic::catch_unwind(run).unwrap_or(true) {
+                            unseen.push((p.section.clone(), i - p.offset));
+                        }
+                        image.bytes[i as usize] ^= 1 << bit;
+                    }
+                }
+            }
+            assert!(unseen.is_empty(), "bits that nobody compares: {unseen:x?}");
+        }
+    }
+}
+
+/// An object with a field in .data that has a relocation of type `kind` against `number`.
+fn one_field(lab: &Lab, mode: &[&str], kind: u32) -> Vec<u8> {
+    let text = ".globl target_new\n.type target_new, @function\n.ent target_new\ntarget_new: jr $31\nnop\n.end target_new\n\
+         .size target_new, .-target_new\n.data\n.align 3\nfield: .word 0, 0\n.size field, 8\n.type field, @object\n\
+         .reloc field, R_MIPS_16, number\n";
+    let mut object = lab.assemble(text, mode);
+    let data = sections(&object).iter().position(|s| s.name == ".data").expect("a section") as u32;
+    let r = relocations(&object, data)[0];
+    set_type(&mut object, &r, kind);
+    object
+}
+
+/// An object that defines `number`.
+fn number(lab: &Lab, mode: &[&str], value: i128) -> Vec<u8> {
+    lab.assemble(&format!(".globl number\n.set number, {value:#x}\n", value = value as u64 & mask(lab)), mode)
+}
+
+fn mask(lab: &Lab) -> u64 {
+    if lab.tools.arch.address_bits() == 64 { u64::MAX } else { 0xffff_ffff }
+}
+
+fn plain_mode(lab_is_64: bool) -> &'static [&'static str] {
+    if lab_is_64 { &["-mno-abicalls", "-fno-pic", "-G0", "-msym32"] } else { &["-mno-abicalls", "-fno-pic", "-G0"] }
+}
+
+/// Links the field with `number` so that the value is `value`, given that it is `origin` for a number of 0.
+fn with_value(
+    lab: &Lab,
+    program: &TestProgram,
+    field: &[u8],
+    value: i128,
+    origin: i128,
+    at: Where,
+) -> Result<Image, LinkError> {
+    let mode = plain_mode(lab.tools.arch.address_bits() == 64);
+    lab.link_at(program, &[field.to_vec(), number(lab, mode, value - origin)], at)
+}
+
+/// ld can't reveal a missing range check, so every bound is tried: the last value that fits and the first that doesn't.
+#[test]
+fn every_range_check_is_exact() {
+    for tools in [BE, LE, BE64, LE64] {
+        let is_64 = tools.arch.address_bits() == 64;
+        let mode = plain_mode(is_64);
+        let lab = Lab::new(tools, mode);
+        let program = program(&lab, mode);
+        let gp = symbols(&program.file).into_iter().find(|s| s.name == "_gp").expect("a global pointer").value;
+        // type, least and greatest value, and what the value is for a number of 0
+        let (s16, s32) = ((-0x8000, 0x7fff), (-0x8000_0000, 0x7fff_ffff));
+        let mut rows: Vec<(u32, (i128, i128), i128)> = vec![(1, s16, 0), (7, s16, -i128::from(gp))];
+        let probe = |kind| {
+            let field = one_field(&lab, mode, kind);
+            let image = lab.link_at(&program, &[field.clone(), number(&lab, mode, 0)], NEAR).expect("links");
+            let data = image.report.placements.iter().find(|p| p.section == ".data").expect("placed").offset;
+            (NEAR.image + data, image)
+        };
+        if is_64 {
+            rows.push((2, (-0x8000_0000, 0xffff_ffff), 0));
+            let (field, _) = probe(18);
+            rows.push((248, s32, -i128::from(field)));
+        }
+        for (kind, (min, max), origin) in rows {
+            let field = one_field(&lab, mode, kind);
+            let name = tools.arch.reloc_name(kind).expect("known");
+            for (value, fits) in [(min - 1, false), (min, true), (max, true), (max + 1, false)] {
+                match with_value(&lab, &program, &field, value, origin, NEAR) {
+                    Ok(_) => assert!(fits, "{name} took {value:#x}"),
+                    Err(LinkError::Overflow { name: n, value: v, min: lo, max: hi, symbol, place }) => {
+                        assert!(!fits, "{name} refused {value:#x}");
+                        assert_eq!((n, v, lo, hi, symbol.as_str()), (name, value, min, max, "number"));
+                        assert_eq!((place.section.as_str(), place.within.as_deref()), (".data", Some("field")));
+                    }
+                    Err(e) => panic!("{name} {value:#x}: {e}"),
+                }
+            }
+        }
+    }
+}
+
+/// Jumps reach the region of their delay slot, branches 128 KiB; beyond there are veneers, and none to odd places.
+#[test]
+fn branches_end_where_they_end() {
+    for tools in [BE, LE, BE64, LE64] {
+        let mode = plain_mode(tools.arch.address_bits() == 64);
+        let lab = Lab::new(tools, mode);
+        let program = program(&lab, mode);
+        let (jump, branch) = (one_field(&lab, mode, JUMP26), one_field(&lab, mode, PC16));
+        let veneers = |field: &[u8], value: i128, at| {
+            let image = with_value(&lab, &program, field, value, 0, at).unwrap_or_else(|e| panic!("{value:#x}: {e}"));
+            image.report.veneers.len()
+        };
+        for (value, at, expected) in [
+            (0x0fff_fffc, NEAR, 0),
+            (0x1000_0000, NEAR, 1),
+            (0, NEAR, 0),
+            (0x2fff_fffc, FAR, 1),
+            (0x3000_0000, FAR, 0),
+            (0x3fff_fffc, FAR, 0),
+            (0x4000_0000, FAR, 1),
+        ] {
+            assert_eq!(veneers(&jump, value, at), expected, "{value:#x}");
+        }
+        let image =
+            lab.link_at(&program, &[branch.clone(), number(&lab, mode, NEAR.image.into())], NEAR).expect("links");
+        let data = image.report.placements.iter().find(|p| p.section == ".data").expect("placed").offset;
+        // The field holds no addend, so that the value counts from the branch.
+        let from = i128::from(NEAR.image + data);
+        for (distance, expected) in [(-0x2_0000, 0), (-0x2_0004, 1), (0x1_fffc, 0), (0x2_0000, 1)] {
+            assert_eq!(veneers(&branch, from + distance, NEAR), expected, "{distance:#x}");
+        }
+        for field in [&jump, &branch] {
+            for odd in [1, 2, 3] {
+                match with_value(&lab, &program, field, i128::from(NEAR.image) + odd, 0, NEAR) {
+                    Err(LinkError::Misaligned { align: 4, symbol, .. }) => assert_eq!(symbol, "number"),
+                    other => panic!("{:?}", other.map(|i| i.report)),
+                }
+            }
+        }
+        // A jump in the last word of a region is the next region's.
+        let last = |to: u64| {
+            let text = format!(
+                ".set noreorder\n.globl target_new\n.type target_new, @function\n.ent target_new\ntarget_new: jr $31\nnop\n\
+                 .end target_new\n.size target_new, .-target_new\n.space 0xfff4\njal number\nnop\n\
+                 .globl number\n.set number, {to:#x}\n"
+            );
+            let image = lab.link_at(&program, &[lab.assemble(&text, mode)], Where { bias: 0, image: 0x0fff_0000 });
+            let image = image.expect("links");
+            let text = image.report.placements.iter().find(|p| p.section == ".text").expect("placed").offset;
+            assert_eq!(0x0fff_0000 + text + 0xfffc, 0x0fff_fffc);
+            image.report.veneers.len()
+        };
+        assert_eq!((last(0x1000_0000), last(0x0fff_fff0), last(0x1fff_fffc), last(0x2000_0000)), (0, 1, 0, 1));
+        // A veneer that lies in another region than the jump is of no use.
+        let text = ".globl target_new\n.type target_new, @function\n.ent target_new\ntarget_new: jal number\nnop\n.end target_new\n\
+             .size target_new, .-target_new\n.space 0x10000\n.globl number\n.set number, 0x40000000\n";
+        let across = lab.link_at(&program, &[lab.assemble(text, mode)], Where { bias: 0, image: 0x0fff_0000 });
+        let e = across.map(|i| i.report).expect_err("out of reach");
+        assert!(matches!(&e, LinkError::Overflow { name: "R_MIPS_26", min: 0, max: 0x0fff_ffff, .. }), "{e}");
+        assert!(e.to_string().contains("`number`") && e.to_string().contains("in `target_new`"), "{e}");
+    }
+}
+
+/// The GOT that 16 bits reach has 64 KiB, less 16 bytes.
+#[test]
+fn got_offsets_end_where_they_end() {
+    for tools in [BE, LE64] {
+        let mode: &[&str] = &["-mabicalls", "-fno-pic"];
+        let lab = Lab::new(tools, mode);
+        let program = program(&lab, mode);
+        let slots = (0x7fff + 0x7ff0) / u64::from(tools.arch.address_bits() / 8) + 1;
+        for (kind, symbol) in [
+            (GOT16, "counter"),
+            (CALL16, "helper"),
+            (GOT_DISP, "counter"),
+            (GOT_PAGE, "counter"),
+            (GOTTPREL, "tls_last"),
+        ] {
+            let linked = |others: u64| {
+                let mut text = String::from(
+                    ".globl target_new\n.type target_new, @function\n.ent target_new\ntarget_new:\n.set noreorder\njr $31\nnop\n",
+                );
+                let mut numbers = String::new();
+                for i in 0..others {
+                    text += &format!(".reloc ., R_MIPS_GOT_LO16, s{i}\nlw $2, 0($2)\n");
+                    numbers += &format!(".globl s{i}\n.set s{i}, {:#x}\n", 4 * i);
+                }
+                let numbers = lab.assemble(&numbers, mode);
+                text += &format!(
+                    ".reloc ., R_MIPS_16, {symbol}\nlw $2, 0($28)\n.end target_new\n.size target_new, .-target_new\n"
+                );
+                let mut object = lab.assemble(&text, mode);
+                let index = sections(&object).iter().position(|s| s.name == ".text").expect("a section") as u32;
+                let all = relocations(&object, index);
+                let r = all.iter().find(|r| r.kind == 1).expect("the last one");
+                set_type(&mut object, r, kind);
+                lab.link_at(&program, &[object, numbers], NEAR)
+            };
+            linked(slots - 1).unwrap_or_else(|e| panic!("{kind}: {e}"));
+            let e = linked(slots).map(|i| i.report).expect_err("too large a GOT");
+            let LinkError::Overflow { name, min, max, value, .. } = &e else { panic!("{e}") };
+            assert_eq!((*min, *max, *value), (-0x8000, 0x7fff, 0x8000), "{e}");
+            assert!(tools.arch.reloc_name(kind).is_some_and(|n| name.starts_with(n)), "{e}");
+        }
+    }
+}
+
+/// Types without a row are refused under their psABI name, whatever they are against.
+#[test]
+fn unknown_types_are_refused_by_name() {
+    for tools in [BE, LE, LE64] {
+        let mode = plain_mode(tools.arch.address_bits() == 64);
+        let lab = Lab::new(tools, mode);
+        let program = program(&lab, mode);
+        let field = one_field(&lab, mode, 1);
+        let with = number(&lab, mode, 0);
+        let data = sections(&field).iter().position(|s| s.name == ".data").expect("a section") as u32;
+        let r = relocations(&field, data)[0];
+        let mut names = BTreeSet::new();
+        for kind in (0..256).filter(|n| tools.arch.howto(*n).is_none()) {
+            let mut object = field.clone();
+            set_type(&mut object, &r, kind);
+            let error =
+                lab.link_at(&program, &[object, with.clone()], NEAR).map(|i| i.report).expect_err("no such row");
+            let LinkError::UnsupportedRelocation { name, symbol, .. } = &error else { panic!("{kind}: {error:?}") };
+            assert_eq!((symbol.as_str(), error.rule()), ("number", "unsupported-relocation"));
+            match tools.arch.reloc_name(kind) {
+                Some(n) => assert_eq!(n, name),
+                None => assert_eq!(*name, format!("type {kind}")),
+            }
+            names.insert(name.clone());
+        }
+        for name in ["LITERAL", "TLS_GD", "TLS_LDM", "COPY", "JUMP_SLOT", "PC21_S2", "PC26_S2"] {
+            assert!(names.contains(&format!("R_MIPS_{name}")), "{name}: {names:?}");
+        }
+        assert!(
+            names.iter().any(|n| n.starts_with("R_MIPS16_")) && names.iter().any(|n| n.starts_with("R_MICROMIPS_"))
+        );
+    }
 }

@@ -68,17 +68,30 @@ pub fn inspect(target: &mut dyn Target) -> Result<Inspected, SessionError> {
 
 impl Inspected {
     /// A checker for `protected`, which knows the code of all applied patches.
-    fn checker<'c>(&self, target: &mut dyn Target, arch: &dyn Arch, protected: &'c [Protected]) -> Checker<'c, '_> {
-        let mut unwinder = Unwinder::new(&self.modules, arch.registers(), arch.data_endian());
+    fn checker<'c, 'm>(
+        &'m self,
+        target: &mut dyn Target,
+        arch: &'m dyn Arch,
+        protected: &'c [Protected],
+    ) -> Checker<'c, 'm> {
+        let mut unwinder = Unwinder::new(&self.modules, arch);
         for r in &self.records {
             unwinder.add_patch(r.image_range(), r.eh_frame);
         }
         unwinder.prepare(target);
+        let returns_to_end = protected.iter().map(|p| {
+            let mut before = [0u8; 8];
+            let at = crate::addr::RunAddr(p.end.0.wrapping_sub(before.len() as u64));
+            target.read(at, &mut before).is_err() || arch.may_return_behind(&before)
+        });
+        let returns_to_end = returns_to_end.collect();
         Checker {
             protected,
+            returns_to_end,
             layout: arch.registers(),
             endian: arch.data_endian(),
             word: arch.address_bits() / 8,
+            return_bits: arch.return_address_bits(),
             mappings: self.mappings.clone(),
             one_stack: target.calls().is_none(),
             unwinder,
@@ -146,11 +159,11 @@ fn attach(target: &mut dyn Target) -> Result<(), TargetError> {
     target.threads().ok_or(TargetError::Unsupported { what: "attach to threads" })?.attach()
 }
 
-/// Index of the first word of `bytes` whose value is in `range`. Runs over a lot of memory while everybody waits: a plain
+/// Index of the first word of `bytes` whose value, as far as `bits` go, is in `range`. Runs over a lot of memory while everybody waits: a plain
 /// loop for each kind of word.
-fn find_word(bytes: &[u8], word: u8, endian: Endian, range: core::ops::Range<u64>) -> Option<usize> {
+fn find_word(bytes: &[u8], word: u8, endian: Endian, bits: u64, range: core::ops::Range<u64>) -> Option<usize> {
     let len = range.end.saturating_sub(range.start);
-    let hit = |v: u64| v.wrapping_sub(range.start) < len;
+    let hit = |v: u64| v.wrapping_sub(range.start) & bits < len;
     let (words, _) = bytes.as_chunks::<8>();
     let (halves, _) = bytes.as_chunks::<4>();
     match (word, endian) {
@@ -179,10 +192,17 @@ mod tests {
     fn words_are_found_in_both_orders_and_sizes() {
         let bytes = [0, 0, 0, 0, 0, 0, 0x12, 0x34, 0x34, 0x12, 0, 0, 0, 0, 0, 0, 0x12];
         let range = 0x1230..0x1235;
-        assert_eq!(find_word(&bytes, 8, Endian::Big, range.clone()), Some(0));
-        assert_eq!(find_word(&bytes, 8, Endian::Little, range.clone()), Some(1));
-        assert_eq!(find_word(&bytes, 4, Endian::Big, range.clone()), Some(1));
-        assert_eq!(find_word(&bytes, 4, Endian::Little, range), Some(2));
-        assert_eq!(find_word(&bytes, 8, Endian::Little, 0x1235..0x1235), None);
+        assert_eq!(find_word(&bytes, 8, Endian::Big, u64::MAX, range.clone()), Some(0));
+        assert_eq!(find_word(&bytes, 8, Endian::Little, u64::MAX, range.clone()), Some(1));
+        assert_eq!(find_word(&bytes, 4, Endian::Big, u64::MAX, range.clone()), Some(1));
+        assert_eq!(find_word(&bytes, 4, Endian::Little, u64::MAX, range), Some(2));
+        assert_eq!(find_word(&bytes, 8, Endian::Little, u64::MAX, 0x1235..0x1235), None);
+        // Signed in the upper bits, in the lower and in the upper half of the address space.
+        let signed = [0x3d00_5555_5555_1234u64.to_le_bytes(), 0x1234_8000_0000_1234u64.to_le_bytes()].concat();
+        for (start, expect) in [(0x5555_5555_1200, 0), (0xffff_8000_0000_1200, 1)] {
+            let range = start..start + 0x100;
+            assert_eq!(find_word(&signed, 8, Endian::Little, (1 << 48) - 1, range.clone()), Some(expect));
+            assert_eq!(find_word(&signed, 8, Endian::Little, u64::MAX, range), None);
+        }
     }
 }

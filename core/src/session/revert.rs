@@ -338,7 +338,9 @@ fn search(
             let piece = &mut buf[..n];
             // Device memory and the like can't be read, and holds no pointers of ours.
             if target.read(at, piece).is_ok() {
-                let find = |r: &(RunAddr, RunAddr)| find_word(piece, word, arch.data_endian(), r.0.0..r.1.0);
+                let find = |r: &(RunAddr, RunAddr)| {
+                    find_word(piece, word, arch.data_endian(), arch.return_address_bits(), r.0.0..r.1.0)
+                };
                 if let Some(i) = ranges.iter().find_map(find) {
                     let place = at.offset((i * usize::from(word)) as u64);
                     let name = if name.is_empty() { "anonymous memory" } else { name.as_str() };

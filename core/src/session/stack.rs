@@ -3,7 +3,8 @@
 //! A thread is judged in two steps. First every aligned word of the used part of its stack, and its registers, are
 //! compared with the protected ranges: no hit proves that the thread neither executes nor will return into them, and
 //! costs one read. Only where a word does hit is the stack unwound exactly, to tell a return address from a stale or
-//! unrelated value.
+//! unrelated value. Where that ends before the outermost frame, the words below the last frame are explained; those above
+//! count as return addresses.
 
 use crate::addr::RunAddr;
 use crate::arch::{RegisterLayout, Registers};
@@ -11,7 +12,7 @@ use crate::field::{Endian, load};
 use crate::session::Clock;
 use crate::session::error::{Blocker, SessionError};
 use crate::session::find_word;
-use crate::session::unwind::Unwinder;
+use crate::session::unwind::{Unwinder, plain};
 use crate::target::{Mapping, Target, TargetError, ThreadId};
 use alloc::{string::String, vec::Vec};
 
@@ -40,6 +41,10 @@ impl Protected {
     fn holds_pc(&self, pc: u64) -> bool {
         pc < self.end.0 && if self.entry { pc > self.start.0 } else { pc >= self.start.0 }
     }
+    /// The pc of a thread that was interrupted in a delay slot: the branch's, and the branch may have begun to work.
+    fn holds_branch(&self, pc: u64) -> bool {
+        pc < self.end.0 && pc >= self.start.0
+    }
     /// A return address into the range: it follows a call, so it is past the start; it may be the end (a call that does
     /// not return may be a function's last instruction).
     fn holds_return(&self, addr: u64) -> bool {
@@ -54,12 +59,16 @@ impl Protected {
 pub struct Checker<'c, 'm> {
     /// Ranges, any order.
     pub protected: &'c [Protected],
+    /// For each of them: may its end be a return address? Else a word with that value is a pointer to what comes next.
+    pub returns_to_end: Vec<bool>,
     /// Register layout.
     pub layout: &'static RegisterLayout,
     /// Byte order of data.
     pub endian: Endian,
     /// Size of an address, bytes.
     pub word: u8,
+    /// See [`crate::arch::Arch::return_address_bits`].
+    pub return_bits: u64,
     /// Mappings as of shortly before the stop.
     pub mappings: Vec<Mapping>,
     /// No operating system gives threads their stacks: whatever the stack pointer points to is the processor's only one.
@@ -83,6 +92,7 @@ impl Checker<'_, '_> {
     /// Target errors, and [`SessionError::StackUnknown`].
     pub fn check(&mut self, target: &mut dyn Target, threads: &[ThreadId]) -> Result<Vec<Blocker>, SessionError> {
         let mut out = Vec::new();
+        self.unwinder.forget();
         for &t in threads {
             let Some(api) = target.threads() else { return Ok(out) };
             let regs = api.registers(t)?;
@@ -167,30 +177,25 @@ impl Checker<'_, '_> {
         thread: ThreadId,
         regs: &Registers,
     ) -> Result<Option<Blocker>, SessionError> {
-        let pc = regs.get(self.layout.pc);
-        if let Some(p) = self.protected.iter().find(|p| p.holds_pc(pc)) {
+        let pc = self.narrow(regs.get(self.layout.pc));
+        let in_slot = self.layout.in_delay_slot.is_some_and(|(r, bit)| regs.get(r) & bit != 0);
+        let inside = |p: &&Protected| p.holds_pc(pc) || in_slot && p.holds_branch(pc);
+        if let Some(p) = self.protected.iter().find(inside) {
             return Ok(Some(self.blocker(thread, p, pc, Some(0))));
         }
         let mut hit = None;
         if let Some(ra) = self.layout.ra {
-            hit = self.suspect(regs.get(ra));
+            hit = self.suspect(self.narrow(regs.get(ra)));
         }
-        let sp = RunAddr(regs.get(self.layout.sp));
+        let sp = RunAddr(self.narrow(regs.get(self.layout.sp)));
         if mapping_of(&self.mappings, sp).is_none()
             && let Some(maps) = target.mappings()
         {
             // A thread younger than our list.
             self.mappings = maps.mappings()?;
         }
-        let Some(stack) = mapping_of(&self.mappings, sp) else {
-            return Err(SessionError::StackUnknown { thread, why: "its stack pointer points to no memory" });
-        };
-        // The thread's own stack is the kernel's [stack] or holds its thread control block; on any other (a signal
-        // handler's, a coroutine's) the words below do not tell all.
-        let own = self.one_stack
-            || stack.name == "[stack]"
-            || self.layout.tp.is_some_and(|tp| stack.contains(RunAddr(regs.get(tp))));
-        let end = stack.end;
+        let nowhere = SessionError::StackUnknown { thread, why: "its stack pointer points to no memory" };
+        let Some((end, own)) = self.stack_of(target, thread, regs, sp) else { return Err(nowhere) };
         if hit.is_none() {
             hit = self.scan(target, sp, end)?;
         }
@@ -206,11 +211,18 @@ impl Checker<'_, '_> {
         if trace.complete {
             return Ok(None);
         }
-        match hit {
+        // What the walk came over is explained; it may have led to another stack.
+        let Some((end, own)) = self.stack_of(target, thread, regs, trace.explained) else { return Err(nowhere) };
+        let mut left = trace.link.and_then(|v| self.suspect(v));
+        if left.is_none() {
+            left = self.scan(target, trace.explained, end)?;
+        }
+        match left {
             Some(addr) => {
                 let p = self.protected.iter().find(|p| p.holds_return(addr) || p.holds_pc(addr));
                 Ok(p.map(|p| self.blocker(thread, p, addr, None)))
             }
+            None if own => Ok(None),
             None => Err(SessionError::StackUnknown {
                 thread,
                 why: "it runs on a stack of its own making that cannot be unwound to the end",
@@ -218,8 +230,39 @@ impl Checker<'_, '_> {
         }
     }
 
+    /// An address as wide as the architecture's.
+    fn narrow(&self, v: u64) -> u64 {
+        if self.word == 4 { u64::from(v as u32) } else { v }
+    }
+
+    /// End of the mapping that holds `sp`, and whether it is the thread's own stack: the kernel's [stack], or the one that
+    /// holds its control block. On any other (a signal handler's, a coroutine's) the words below do not tell all.
+    fn stack_of(
+        &self,
+        target: &mut dyn Target,
+        thread: ThreadId,
+        regs: &Registers,
+        sp: RunAddr,
+    ) -> Option<(RunAddr, bool)> {
+        let stack = mapping_of(&self.mappings, sp)?;
+        let mut own = self.one_stack || stack.name == "[stack]";
+        if !own {
+            let block = match self.layout.tp {
+                Some(tp) => Some(RunAddr(regs.get(tp))),
+                None => target.threads().and_then(|t| t.thread_block(thread)),
+            };
+            own = block.is_some_and(|at| stack.contains(at));
+        }
+        Some((stack.end, own))
+    }
+
+    /// The address that `value` means, if that could be a return address into a protected range.
     fn suspect(&self, value: u64) -> Option<u64> {
-        self.protected.iter().any(|p| p.holds_return(value)).then_some(value)
+        let mut ranges = self.protected.iter().zip(&self.returns_to_end);
+        ranges.find_map(|(p, end)| {
+            let addr = plain(value, p.start.0, self.return_bits);
+            (p.holds_return(addr) && (*end || addr != p.end.0)).then_some(addr)
+        })
     }
 
     /// The first aligned word in `from..to` that could be a return address into a protected range.
@@ -241,7 +284,8 @@ impl Checker<'_, '_> {
             target.read(at, piece)?;
             let mut rest = &self.buffer[..n];
             // What lies in the hull of all ranges is looked at closely.
-            while let Some(i) = find_word(rest, self.word, self.endian, low.saturating_add(1)..high.saturating_add(1)) {
+            let hull = low.saturating_add(1)..high.saturating_add(1);
+            while let Some(i) = find_word(rest, self.word, self.endian, self.return_bits, hull.clone()) {
                 let (hit, behind) = rest[i * word..].split_at(word);
                 if let Some(v) = self.suspect(load(hit, self.endian)) {
                     return Ok(Some(v));

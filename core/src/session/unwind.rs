@@ -1,12 +1,13 @@
-//! Exact unwinding by call frame information (DWARF 5 section 6.4, LSB `.eh_frame_hdr`), read from the target's memory.
+//! Exact unwinding by call frame information (DWARF 5 section 6.4, LSB `.eh_frame_hdr`), read from the target's memory;
+//! where a module has none for a pc, by what the back end makes of the code itself.
 
 use crate::addr::RunAddr;
-use crate::arch::{RegisterLayout, Registers};
+use crate::arch::{self, Arch, RegisterLayout, Registers};
 use crate::field::{Endian, load};
 use crate::program::Program;
 use crate::session::modules::Module;
 use crate::target::Target;
-use alloc::{boxed::Box, vec, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, Location, Pointer, Register,
     RegisterRule, RunTimeEndian, UnwindContext, UnwindExpression, UnwindSection as _, UnwindTableRow, Value,
@@ -35,6 +36,11 @@ pub struct Backtrace {
     pub frames: Vec<Frame>,
     /// The outermost frame was reached: no frame is missing.
     pub complete: bool,
+    /// The stack pointer of the last frame: all that lies below it, on this stack and on those that the walk came over,
+    /// is explained.
+    pub explained: RunAddr,
+    /// The link register of the last frame, where that frame may not have saved it yet and its value is known.
+    pub link: Option<u64>,
 }
 
 /// Unwind information of one module.
@@ -63,10 +69,17 @@ struct PatchCfi {
     bytes: Option<Vec<u8>>,
 }
 
+/// Size of the pieces that memory is read in while code is followed; divides every page size, and is not much for a slow
+/// line.
+const PIECE: usize = 256;
+
 /// Unwinds threads of a target; keeps what it read of each module.
 pub struct Unwinder<'m> {
     modules: &'m [Module],
+    arch: &'m dyn Arch,
     layout: &'static RegisterLayout,
+    /// Pieces of memory that were read since the target was stopped, by address.
+    pieces: BTreeMap<u64, [u8; PIECE]>,
     endian: RunTimeEndian,
     is_64: bool,
     cfi: Vec<Option<Option<Cfi>>>,
@@ -76,12 +89,15 @@ pub struct Unwinder<'m> {
 impl<'m> Unwinder<'m> {
     /// For a target with these modules.
     #[must_use]
-    pub fn new(modules: &'m [Module], layout: &'static RegisterLayout, endian: Endian) -> Unwinder<'m> {
+    pub fn new(modules: &'m [Module], arch: &'m dyn Arch) -> Unwinder<'m> {
+        let (layout, endian) = (arch.registers(), arch.data_endian());
         Unwinder {
             modules,
+            arch,
             layout,
+            pieces: BTreeMap::new(),
             endian: if endian == Endian::Big { RunTimeEndian::Big } else { RunTimeEndian::Little },
-            is_64: layout.word == 8 && modules.first().is_none_or(|m| m.is_64),
+            is_64: arch.address_bits() == 64,
             cfi: modules.iter().map(|_| None).collect(),
             patches: Vec::new(),
         }
@@ -102,19 +118,33 @@ impl<'m> Unwinder<'m> {
         }
     }
 
+    /// The target has run: what was read of its memory may have changed.
+    pub fn forget(&mut self) {
+        self.pieces.clear();
+    }
+
+    /// An address as wide as the architecture's: registers of a 32-bit program may be sign-extended.
+    fn narrow(&self, v: u64) -> u64 {
+        if self.is_64 { v } else { u64::from(v as u32) }
+    }
+
     /// Unwinds a stopped thread.
     pub fn backtrace(&mut self, target: &mut dyn Target, regs: &Registers) -> Backtrace {
         let mut state = State { values: [None; 256] };
         for &(dwarf, index) in self.layout.dwarf {
-            state.set(dwarf, Some(regs.get(index)));
+            state.set(dwarf, Some(self.narrow(regs.get(index))));
         }
-        let mut frames = vec![Frame { pc: RunAddr(regs.get(self.layout.pc)), exact: true }];
-        let mut sp = regs.get(self.layout.sp);
+        let mut frames = vec![Frame { pc: RunAddr(self.narrow(regs.get(self.layout.pc))), exact: true }];
+        let mut sp = self.narrow(regs.get(self.layout.sp));
         let mut complete = false;
         while frames.len() < MAX_FRAMES {
             let Some(&frame) = frames.last() else { break };
             let lookup = if frame.exact { frame.pc.0 } else { frame.pc.0.wrapping_sub(1) };
-            match self.step(target, &mut state, lookup) {
+            let step = match self.step(target, &mut state, lookup, frame.exact) {
+                Some(step) => Some(step),
+                None => self.step_by_code(target, &mut state, frame, sp),
+            };
+            match step {
                 Some(Step::End) => {
                     complete = true;
                     break;
@@ -134,10 +164,55 @@ impl<'m> Unwinder<'m> {
                 None => break,
             }
         }
-        Backtrace { frames, complete }
+        let link = frames.last().filter(|f| f.exact && self.layout.ra.is_some());
+        let link = link.and_then(|_| state.get(self.layout.dwarf_ra));
+        Backtrace { frames, complete, explained: RunAddr(sp), link }
     }
 
-    fn step(&mut self, target: &mut dyn Target, state: &mut State, pc: u64) -> Option<Step> {
+    /// Steps out of a frame for which there is no table.
+    fn step_by_code(&mut self, target: &mut dyn Target, state: &mut State, frame: Frame, sp: u64) -> Option<Step> {
+        let mut here = arch::Frame { regs: Registers::ZERO, known: 0, exact: frame.exact };
+        let mut set = |r: arch::Reg, v: u64| {
+            here.regs.set(r, v);
+            here.known |= 1u128 << r;
+        };
+        for &(dwarf, index) in self.layout.dwarf {
+            if let Some(v) = state.get(dwarf) {
+                set(index, v);
+            }
+        }
+        set(self.layout.sp, sp);
+        set(self.layout.pc, frame.pc.0);
+        let pieces = &mut self.pieces;
+        let up = self.arch.step_out(&here, &mut |at, out| {
+            let start = at & !(PIECE as u64 - 1);
+            let offset = (at - start) as usize;
+            let within = offset + out.len() <= PIECE;
+            if within && !pieces.contains_key(&start) {
+                let mut bytes = [0; PIECE];
+                if target.read(RunAddr(start), &mut bytes).is_ok() {
+                    pieces.insert(start, bytes);
+                }
+            }
+            match pieces.get(&start).filter(|_| within) {
+                Some(bytes) => {
+                    out.copy_from_slice(&bytes[offset..offset + out.len()]);
+                    true
+                }
+                None => target.read(RunAddr(at), out).is_ok(),
+            }
+        })?;
+        let known = |r: arch::Reg| up.known >> r & 1 == 1;
+        if !known(self.layout.pc) || !known(self.layout.sp) {
+            return None;
+        }
+        for &(dwarf, index) in self.layout.dwarf {
+            state.set(dwarf, known(index).then(|| up.regs.get(index)));
+        }
+        Some(Step::Caller { pc: up.regs.get(self.layout.pc), cfa: up.regs.get(self.layout.sp), signal: up.exact })
+    }
+
+    fn step(&mut self, target: &mut dyn Target, state: &mut State, pc: u64, exact: bool) -> Option<Step> {
         let word = if self.is_64 { 8 } else { 4 };
         let mut ctx = Box::new(UnwindContext::new());
         let at = RunAddr(pc);
@@ -148,6 +223,7 @@ impl<'m> Unwinder<'m> {
             let cfi = self.cfi[i].as_ref()?.as_ref()?;
             let mut section = EhFrame::new(&cfi.frame.0, self.endian);
             section.set_address_size(word);
+            section.set_vendor(self.arch.unwind_vendor());
             let mut bases = BaseAddresses::default().set_eh_frame(cfi.frame.1);
             let fde = match &cfi.lookup {
                 Lookup::Header(bytes, at) => {
@@ -166,7 +242,7 @@ impl<'m> Unwinder<'m> {
             };
             let row = fde.unwind_info_for_address(&section, &bases, &mut ctx, pc).ok()?.clone();
             let signal = fde.is_signal_trampoline();
-            return self.apply(target, state, &section, &row, signal);
+            return self.apply(target, state, &section, &row, signal, exact, pc);
         }
         let i = self.patches.iter().position(|p| p.code.0 <= at && at < p.code.1)?;
         let PatchCfi { eh_frame: (addr, size), bytes, .. } = &mut self.patches[i];
@@ -181,14 +257,16 @@ impl<'m> Unwinder<'m> {
         let (addr, bytes) = (addr.0, bytes.clone()?);
         let mut section = EhFrame::new(&bytes, self.endian);
         section.set_address_size(word);
+        section.set_vendor(self.arch.unwind_vendor());
         let bases = BaseAddresses::default().set_eh_frame(addr);
         let fde = section.fde_for_address(&bases, pc, EhFrame::cie_from_offset).ok()?;
         let row = fde.unwind_info_for_address(&section, &bases, &mut ctx, pc).ok()?.clone();
         let signal = fde.is_signal_trampoline();
-        self.apply(target, state, &section, &row, signal)
+        self.apply(target, state, &section, &row, signal, exact, pc)
     }
 
     /// Computes the caller's registers from a row of the unwind table.
+    #[allow(clippy::too_many_arguments)] // a row, and where it was found
     fn apply(
         &self,
         target: &mut dyn Target,
@@ -196,6 +274,8 @@ impl<'m> Unwinder<'m> {
         section: &EhFrame<Slice<'_>>,
         row: &UnwindTableRow<usize>,
         signal: bool,
+        exact: bool,
+        here: u64,
     ) -> Option<Step> {
         let word = if self.is_64 { 8 } else { 4 };
         let mut read = |at: u64| {
@@ -231,6 +311,8 @@ impl<'m> Unwinder<'m> {
                     read(at)?
                 }),
                 RegisterRule::ValExpression(e) => Some(evaluate(e, section, state, Some(cfa), word, &mut read)?),
+                // A register that only tables know.
+                RegisterRule::Constant(v) => Some(*v),
                 _ => return None,
             };
             next.set(register.0, value);
@@ -238,13 +320,23 @@ impl<'m> Unwinder<'m> {
         // An undefined return address marks the outermost frame (glibc's _start and clone say so). Where the return
         // address lives in a register and no rule names it, it is still there.
         let in_register = self.layout.ra.is_some() && !ra_seen;
+        // But not in a frame that waits for a callee: that is a table without content, as of hand-written code.
+        if in_register && !exact {
+            return None;
+        }
         if matches!(ra, RegisterRule::Undefined) && !in_register {
             return Some(Step::End);
         }
-        let pc = next.get(self.layout.dwarf_ra)?;
+        let pc = plain(next.get(self.layout.dwarf_ra)?, here, self.arch.return_address_bits());
+        next.set(self.layout.dwarf_ra, Some(pc));
         *state = next;
         Some(Step::Caller { pc, cfa, signal })
     }
+}
+
+/// The address that a stored return address means, of which only `bits` are its own; the others are as in `near`.
+pub(super) fn plain(value: u64, near: u64, bits: u64) -> u64 {
+    value & bits | near & !bits
 }
 
 enum Step {
@@ -346,5 +438,18 @@ fn evaluate(
     match eval.as_result().last()?.location {
         Location::Address { address } => Some(address),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signatures_are_taken_off_return_addresses() {
+        let bits = (1 << 48) - 1;
+        assert_eq!(plain(0x3d00_5555_5555_1234, 0x5555_0000_0000, bits), 0x5555_5555_1234);
+        assert_eq!(plain(0x1234_8000_0000_1234, 0xffff_8000_0000_0000, bits), 0xffff_8000_0000_1234);
+        assert_eq!(plain(0x3d00_5555_5555_1234, 0x5555_0000_0000, u64::MAX), 0x3d00_5555_5555_1234);
     }
 }
