@@ -149,8 +149,16 @@ fn script(verb: &str, name: &str) {
     assert!(done.status.success(), "guests.sh {verb} {name}\n{}{}", said(&done.stdout), said(&done.stderr));
 }
 
+/// Where guests.sh keeps guests.
 fn cache() -> PathBuf {
-    std::env::var_os("TFIX_CACHE").map_or_else(|| repository().join("target/guests"), PathBuf::from)
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let home = || set("HOME").expect("HOME is set").join(".cache");
+    set("TFIX_CACHE").unwrap_or_else(|| set("XDG_CACHE_HOME").unwrap_or_else(home).join("tfix")).join("guests")
+}
+
+/// Where guests.sh puts what it builds of this clone.
+fn output() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from).join("guests")
 }
 
 /// The command to start a guest with, its state and sockets filled in.
@@ -224,7 +232,7 @@ impl Guest {
             script("tfix", name);
             built.push(name.to_owned());
         }
-        cache().join(format!("bin/tfix-{name}"))
+        output().join(format!("tfix-{name}"))
     }
 
     /// Starts a guest with nothing but its system in it.
@@ -348,12 +356,14 @@ impl Guest {
         if self.name == "mips64el" { 8 } else { 4 }
     }
 
-    /// Copies a file into the guest's /tmp, under its own name and mode; returns its path there.
+    /// Copies a file into the guest's /tmp, under the name of its directory and its own, and with its mode; returns its path
+    /// there.
     #[track_caller]
     pub fn copy(&self, file: &Path) -> String {
         use std::os::unix::fs::PermissionsExt;
         let name = file.file_name().and_then(OsStr::to_str).expect("a file name");
-        let path = format!("/tmp/{name}");
+        let dir = file.parent().and_then(Path::file_name).and_then(OsStr::to_str).expect("a directory's name");
+        let path = format!("/tmp/{dir}/{name}");
         let mode = std::fs::metadata(file).map(|m| m.permissions().mode() & 0o777);
         let bytes = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         self.write(&path, mode.unwrap_or(0o755), &bytes);

@@ -26,7 +26,6 @@ fn case<C: Case>(guest: &str, opt: &str, link: &[&str]) {
 }
 
 fn all_cases(guest: &str, opt: &str, link: &[&str]) {
-    // Programs in a guest have names of their own: one after the other.
     case::<A1>(guest, opt, link);
     case::<A2>(guest, opt, link);
     case::<A3>(guest, opt, link);
@@ -212,7 +211,7 @@ fn listed(guest: &str) {
     let program = lab.program("a1_program.c", &["-O2"]);
     let package = lab.package(&program, &lab.patch("a1_patch.c", &["-O2"]));
     let one: Victim = lab.start::<&str>(&program, &[]);
-    let two: Victim = Victim::spawn_in(&guest, &["/tmp/a1_program"]);
+    let two: Victim = lab.start::<&str>(&program, &[]);
     two.fix(&package, &[]).done();
     let answer = guest.run_tfix(&["list", "--json"]).done().json();
     let found: Vec<i64> =

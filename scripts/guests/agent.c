@@ -6,7 +6,7 @@
  *   S  start a program: arguments, each ended by a zero byte         -> P pid | E errno
  *   I  bytes for the standard input of program `id`; none: close it
  *   K  pid and signal                                                -> D | E errno
- *   W  write a file: mode, path, zero byte, contents                 -> D | E errno
+ *   W  write a file, and make its directory: mode, path, zero byte, contents -> D | E errno
  *   U  write into a file that is there: offset (64 bits), path, zero byte, bytes -> D | E errno
  *   R  read a file: offset (64 bits), limit (32 bits), path          -> F contents | E errno
  *   L  names in a directory: path                                    -> F names, each ended by a zero byte | E errno
@@ -99,6 +99,12 @@ static void say32(char kind, uint32_t id, uint32_t value) {
 static void write_file(uint32_t id, const unsigned char *p, size_t len) {
     const char *path = (const char *)p + 4;
     size_t head = 4 + strnlen(path, len - 4) + 1;
+    char dir[256];
+    snprintf(dir, sizeof dir, "%s", path);
+    if (strrchr(dir, '/') > dir) {
+        *strrchr(dir, '/') = 0;
+        mkdir(dir, 0755);
+    }
     unlink(path); /* it may be running */
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0) {

@@ -169,6 +169,7 @@ impl core::fmt::Display for Plan {
             )?;
         }
         let cache = match self.cache {
+            CacheNeed::Syscall | CacheNeed::LineOps if self.reserved.is_some() => "by the transport, as it writes",
             CacheNeed::Coherent => "none needed, fetch sees stores",
             CacheNeed::Syscall => "by a system call in the target",
             CacheNeed::LineOps => "by line operations",

@@ -8,10 +8,11 @@ use super::stub::Stub;
 /// Larger files are not read, bytes.
 const MAX_FILE: usize = 1 << 30;
 
-/// Result or errno, and what came with it.
+/// The result, or gdb's errno, and what came with it.
 type Answer = (Result<u64, u64>, Vec<u8>);
 
 impl Stub {
+    /// `None`: the stub has no host I/O.
     fn file_request(&mut self, request: &str) -> Result<Option<Answer>, GdbError> {
         if self.files == Some(false) {
             return Ok(None);
