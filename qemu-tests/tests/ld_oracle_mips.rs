@@ -703,6 +703,10 @@ fn got_offsets_end_where_they_end() {
             (GOT_PAGE, "counter"),
             (GOTTPREL, "tls_last"),
         ] {
+            // One of each kind is enough for the wider slots.
+            if tools.arch.address_bits() == 64 && !matches!(kind, CALL16 | GOT_PAGE) {
+                continue;
+            }
             let linked = |others: u64| {
                 let mut text = String::from(
                     ".globl target_new\n.type target_new, @function\n.ent target_new\ntarget_new:\n.set noreorder\njr $31\nnop\n",
