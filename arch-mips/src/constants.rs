@@ -87,7 +87,8 @@ impl<'a> Tracker<'a> {
     #[must_use]
     pub fn value(&self, r: u8) -> Option<u64> {
         match self.values[usize::from(r & 31)] {
-            Value::Known(v) => Some(v),
+            // An entry of the GOT that the loader fills in holds 0.
+            Value::Known(v) if v != 0 => Some(v),
             _ => None,
         }
     }
@@ -140,15 +141,14 @@ impl<'a> Tracker<'a> {
             first = Some(v);
             found(usage, v);
         }
+        if usage == Use::Access {
+            return;
+        }
         let newest = usize::from(self.newest[base]);
         for i in 0..usize::from(self.count[base]) {
-            let b = self.bases[base][(newest + KEPT - i) % KEPT];
-            // An address near 0 is none.
-            if b != 0 {
-                let v = self.narrow(b.wrapping_add(offset));
-                if first != Some(v) {
-                    found(usage, v);
-                }
+            let v = self.narrow(self.bases[base][(newest + KEPT - i) % KEPT].wrapping_add(offset));
+            if first != Some(v) {
+                found(usage, v);
             }
         }
     }
@@ -185,9 +185,9 @@ impl<'a> Tracker<'a> {
                     if let Value::Known(v) = v {
                         found(Use::Address, v);
                     }
-                    for i in 0..KEPT {
-                        let b = self.bases[rs][i];
-                        if b != 0 && v != Value::Known(b | u64::from(word as u16)) {
+                    for i in 0..usize::from(self.count[rs]) {
+                        let b = self.bases[rs][(usize::from(self.newest[rs]) + KEPT - i) % KEPT];
+                        if v != Value::Known(b | u64::from(word as u16)) {
                             found(Use::Address, b | u64::from(word as u16));
                         }
                     }
@@ -209,9 +209,11 @@ impl<'a> Tracker<'a> {
                     && let Value::Known(base) = self.values[rs]
                     && rs != 0
                     && let Some(v) = (self.constants.word)(self.narrow(base.wrapping_add(low)))
-                    && v != 0
                 {
-                    found(Use::Content, v);
+                    // The page of the lowest addresses is 0.
+                    if v != 0 {
+                        found(Use::Content, v);
+                    }
                     value = Value::Known(v);
                     self.keep(rt, v);
                 }

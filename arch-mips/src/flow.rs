@@ -173,8 +173,8 @@ pub(crate) fn words(endian: Endian, code: &[u8]) -> impl Iterator<Item = u32> + 
 /// * loads of an address word, from the GOT or elsewhere, whose content is in `constants`.
 ///
 /// Code is followed in the order of addresses, not of execution. What the compiler has put into a register with `lui` or
-/// from the GOT counts until the fourth next such value for the same register, whatever else is written to it: a branch
-/// may lead around that. Not found: an address whose parts were more than four such values apart or in different
+/// from the GOT counts in address computations until the fourth next such value for the same register, whatever else is
+/// written to it: a branch may lead around that. Not found: an address whose parts were more than four such values apart or in different
 /// functions' registers, that went through memory or a register copy across a branch, or that comes out of other
 /// arithmetic, as only hand-written code does it.
 #[expect(clippy::too_many_arguments)]
@@ -215,7 +215,8 @@ fn scan<const BIG: bool, const IS_64: bool>(
     for bytes in words {
         let word = if BIG { u32::from_be_bytes(*bytes) } else { u32::from_le_bytes(*bytes) };
         let mut offer = |to: u64| {
-            if to.wrapping_sub(lo) < width {
+            // Nothing but an instruction's address leads anywhere.
+            if to.wrapping_sub(lo) < width && to.is_multiple_of(4) {
                 hit(from, to);
             }
         };
