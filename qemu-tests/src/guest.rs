@@ -149,8 +149,16 @@ fn script(verb: &str, name: &str) {
     assert!(done.status.success(), "guests.sh {verb} {name}\n{}{}", said(&done.stdout), said(&done.stderr));
 }
 
+/// Where guests.sh keeps guests.
 fn cache() -> PathBuf {
-    std::env::var_os("TFIX_CACHE").map_or_else(|| repository().join("target/guests"), PathBuf::from)
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let home = || set("HOME").expect("HOME is set").join(".cache");
+    set("TFIX_CACHE").unwrap_or_else(|| set("XDG_CACHE_HOME").unwrap_or_else(home).join("tfix")).join("guests")
+}
+
+/// Where guests.sh puts what it builds of this clone.
+fn output() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from).join("guests")
 }
 
 /// The command to start a guest with, its state and sockets filled in.
@@ -224,7 +232,7 @@ impl Guest {
             script("tfix", name);
             built.push(name.to_owned());
         }
-        cache().join(format!("bin/tfix-{name}"))
+        output().join(format!("tfix-{name}"))
     }
 
     /// Starts a guest with nothing but its system in it.
