@@ -475,7 +475,7 @@ fn calls_out_of_reach_take_veneers() {
     let program = program(&lab, false, "-mcmodel=large");
     let flags = ["-O2", "-mcmodel=large", "-fno-pic", TLS_LE, "-fcommon"];
     let object = lab.object("rich.c", &flags);
-    let image = lab.link_at(&program, &[object.clone()], FIXED_FAR).expect("it links");
+    let image = lab.link_at(&program, std::slice::from_ref(&object), FIXED_FAR).expect("it links");
     let theirs = symbols(&program.file);
     let ours = symbols(&object);
     let mut followed = 0;
