@@ -129,8 +129,6 @@ pub struct Tracker<'a> {
     bases: [Ring; 32],
     /// Of these, with `$gp` added: parts of the addresses of entries in a GOT of more than 64 KiB.
     gots: [Ring; 32],
-    /// Lower halves of addresses of 64 bits, to which the upper one is added later.
-    lows: [Ring; 32],
     /// Where the function begins that is looked at, if that is known.
     entry: Option<u64>,
 }
@@ -214,7 +212,7 @@ impl<'a> Tracker<'a> {
         }
         let mask = if is_64 { u64::MAX } else { u64::from(u32::MAX) };
         let rings = [Ring::default(); 32];
-        Tracker { is_64, mask, constants, known, bases: rings, gots: rings, lows: rings, entry: None }
+        Tracker { is_64, mask, constants, known, bases: rings, gots: rings, entry: None }
     }
 
     /// The value of a register, if it is known.
@@ -271,10 +269,10 @@ impl<'a> Tracker<'a> {
             Class::Nothing => {}
             Class::Kill => self.known.forget(rt),
             Class::Lui => self.lui(at, word, rt),
-            Class::Add => self.add_immediate(word, rt, found),
+            Class::Add => self.add_immediate(at, word, rt, found),
             Class::Or => self.or_immediate(word, rt, found),
             Class::Load => self.load(word, rt, found),
-            Class::Special if word != 0 => self.special(at, word, rt, found),
+            Class::Special if word != 0 => self.special(at, word, rt),
             Class::Special => {}
             Class::Link => {
                 // Whatever links knows its own address.
@@ -304,7 +302,7 @@ impl<'a> Tracker<'a> {
         }
     }
 
-    fn add_immediate(&mut self, word: u32, rt: usize, found: &mut impl FnMut(Use, u64)) {
+    fn add_immediate(&mut self, at: u64, word: u32, rt: usize, found: &mut impl FnMut(Use, u64)) {
         let rs = (word >> 21 & 31) as usize;
         let (low, mask) = (low(word), self.mask);
         let sum = self.known.values[rs].wrapping_add(low) & mask;
@@ -314,19 +312,13 @@ impl<'a> Tracker<'a> {
             let mut first = None;
             if exact || near {
                 first = Some(sum);
-                found(Use::Address, sum);
+                found(Use::Address, beside(at, sum));
             }
             for b in self.bases[rs].iter() {
                 let v = b.wrapping_add(low) & mask;
                 if first != Some(v) {
-                    found(Use::Address, v);
+                    found(Use::Address, beside(at, v));
                 }
-            }
-        }
-        if self.is_64 && rs != 0 {
-            let bases = self.bases[rs];
-            for b in bases.iter().filter(|b| *b != 0) {
-                self.lows[rt].push(b.wrapping_add(low));
             }
         }
         if exact {
@@ -404,7 +396,7 @@ impl<'a> Tracker<'a> {
         }
     }
 
-    fn special(&mut self, at: u64, word: u32, rt: usize, found: &mut impl FnMut(Use, u64)) {
+    fn special(&mut self, at: u64, word: u32, rt: usize) {
         let rs = (word >> 21 & 31) as usize;
         let rd = (word >> 11 & 31) as usize;
         match word & 0x3f {
@@ -412,12 +404,7 @@ impl<'a> Tracker<'a> {
             0x08 | 0x0c | 0x0d | 0x0f | 0x11 | 0x13 | 0x18..=0x1f | 0x30..=0x36 => {}
             0x09 => self.known.set(rd, at.wrapping_add(8) & self.mask), // jalr
             // add addu or dadd daddu: moves, too
-            0x20 | 0x21 | 0x25 | 0x2c | 0x2d => {
-                if self.is_64 && rs != 0 && rt != 0 {
-                    self.halves(rs, rt, found);
-                }
-                self.add(at, word, rs, rt, rd);
-            }
+            0x20 | 0x21 | 0x25 | 0x2c | 0x2d => self.add(at, word, rs, rt, rd),
             op @ (0x38 | 0x3c) if self.is_64 => {
                 // dsll dsll32
                 let by = (word >> 6 & 31) + if op == 0x3c { 32 } else { 0 };
@@ -432,21 +419,6 @@ impl<'a> Tracker<'a> {
                 }
             }
             _ => self.known.forget(rd),
-        }
-    }
-
-    /// An address of 64 bits may be the sum of its halves, in two registers.
-    fn halves(&self, rs: usize, rt: usize, found: &mut impl FnMut(Use, u64)) {
-        let exact = |r: usize| Known::is(self.known.exact, r).then_some(self.known.values[r]);
-        if let (Some(a), Some(b)) = (exact(rs), exact(rt)) {
-            found(Use::Address, a.wrapping_add(b));
-        }
-        for (upper, lower) in [(rs, rt), (rt, rs)] {
-            for a in self.bases[upper].iter().filter(|a| *a as u32 == 0 && *a != 0) {
-                for b in exact(lower).into_iter().chain(self.lows[lower].iter()) {
-                    found(Use::Address, a.wrapping_add(b));
-                }
-            }
         }
     }
 
@@ -509,10 +481,12 @@ impl<'a> Tracker<'a> {
         } else {
             // A table's address plus an index: what was kept for it goes along.
             let from = if self.bases[rs].count > 0 { rs } else { rt };
-            if rd != rs && rd != rt && rd != 0 {
-                if let Some(base) = self.bases[from].last() {
-                    self.bases[rd].push(base);
-                }
+            if rd != rs
+                && rd != rt
+                && rd != 0
+                && let Some(base) = self.bases[from].last()
+            {
+                self.bases[rd].push(base);
             }
             self.known.forget(rd);
         }
@@ -545,4 +519,13 @@ fn low(word: u32) -> u64 {
 fn is_half(is_64: bool, v: u64) -> bool {
     let v = if is_64 { v as i64 } else { i64::from(v as u32 as i32) };
     v & 0xffff == 0 && v.unsigned_abs() <= 1 << 24
+}
+
+/// Code above 4 GiB makes addresses of two halves, in two registers, and may add them anywhere. The lower one tells enough:
+/// what it means is in the same 4 GiB as the code.
+#[inline]
+fn beside(at: u64, v: u64) -> u64 {
+    const LOW: u64 = u32::MAX as u64;
+    let is_half = at > LOW && v as u32 as i32 as i64 as u64 == v;
+    if is_half { at & !LOW | v & LOW } else { v }
 }

@@ -352,7 +352,8 @@ mod tests {
     fn references_are_found() {
         let word = |at: u64| (at == 0x42_0010).then_some(0x40_8000u64);
         let constants = Constants { gp: Some(0x42_7ff0), word: &word };
-        let rows: &[(&[u32], &[(u64, u64)])] = &[
+        type Row = (&'static [u32], &'static [(u64, u64)]);
+        let rows: &[Row] = &[
             (&[0x0c10_0800, 0], &[(0, 0x40_2000)]),           // jal 0x402000
             (&[0x1000_ffff, 0], &[(0, 0x40_1000)]),           // b .
             (&[0x3c02_0040, 0x2442_2000], &[(4, 0x40_2000)]), // lui v0; addiu v0
