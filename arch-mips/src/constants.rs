@@ -105,6 +105,16 @@ impl Known {
     fn any(&self, r: usize) -> bool {
         Self::is(self.exact | self.near | self.part, r)
     }
+    /// A move from `s` to `r`.
+    fn copy_within(&mut self, r: usize, s: usize) {
+        let v = self.values[s];
+        match s {
+            _ if Self::is(self.exact, s) => self.set(r, v),
+            _ if Self::is(self.near, s) => self.set_near(r, v),
+            _ if Self::is(self.part, s) => self.set_part(r, v, Self::is(self.with_t9, s), Self::is(self.with_low, s)),
+            _ => self.forget(r),
+        }
+    }
     fn copy(&mut self, r: usize, from: &Known, s: usize) {
         match s {
             _ if Self::is(from.exact, s) => self.set(r, from.values[s]),
@@ -424,10 +434,9 @@ impl<'a> Tracker<'a> {
 
     fn add(&mut self, at: u64, word: u32, rs: usize, rt: usize, rd: usize) {
         if rs == 0 || rt == 0 {
-            let from = self.known;
             let s = rs + rt;
-            self.known.copy(rd, &from, s);
-            if s != 0 && rd != GP && self.bases[s].count > 0 && !from.any(s) {
+            self.known.copy_within(rd, s);
+            if s != 0 && s != rd && rd != GP && self.bases[s].count > 0 && !self.known.any(s) {
                 self.bases[rd] = self.bases[s];
             }
             return;

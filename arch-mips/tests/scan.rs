@@ -209,11 +209,14 @@ fn speed() {
     let got = file.section_by_name(".got").map(|s| (s.address(), s.data().expect("a GOT").to_vec())).expect("a GOT");
     let word = |a: u64| Some(load(got.1.get((a.checked_sub(got.0)? as usize)..)?.get(..4)?, Endian::Big));
     let constants = Constants { gp: Some(got.0 + 0x7ff0), word: &word };
-    for _ in 0..5 {
+    let mut n = 0;
+    let mut once = || {
         let start = std::time::Instant::now();
-        let mut n = 0;
+        n = 0;
         scan_branches(false, Endian::Big, code, at, at, at + code.len() as u64, &constants, &mut |_, _| n += 1);
-        let took = start.elapsed();
-        println!("{} KB, {n} hits, {took:?}: {:?} for 600 KB", code.len() >> 10, took * 600 * 1024 / code.len() as u32);
-    }
+        start.elapsed()
+    };
+    // Others may use the processor, too.
+    let took = (0..100).map(|_| once()).min().expect("a hundred");
+    println!("{} KB, {n} hits, {took:?}: {:?} for 600 KB", code.len() >> 10, took * 600 * 1024 / code.len() as u32);
 }
