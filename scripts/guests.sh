@@ -6,13 +6,16 @@
 #   scripts/guests.sh prepare [NAME...]   makes what is missing
 #   scripts/guests.sh tfix [NAME...]      builds tfix for guests
 #
-# What was made is kept in $TFIX_CACHE (target/guests if that is not set); delete a guest's directory there to make it anew.
+# What was made is kept in the cache that scripts/setup.sh names; delete a guest's directory there to make it anew.
 # A guest's directory has: kernel, initrd, state, and `command`, the arguments to start it with, one in each line, in which
 # @STATE@ and @SOCKETS@ stand for the state and a directory of one's own.
 
 guests_repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 guests_files=$guests_repository/scripts/guests
-guests_cache=${TFIX_CACHE:-$guests_repository/target/guests}
+[ -n "${tfix_cache:-}" ] || source "$guests_repository/scripts/setup.sh"
+guests_cache=$tfix_cache/guests
+# What is built from this clone.
+guests_built=${CARGO_TARGET_DIR:-$guests_repository/target}/guests
 
 # All guests, and for each: qemu, its machine, the compilers' prefix, their packages, Debian's name of the architecture
 # (empty: Debian has none), the target that rustc knows, the kernel.
@@ -270,19 +273,18 @@ cross_tfix() {
     [ -e "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] ||
         install rust-web-src "the source of Rust's standard library"
     variable=${guest_rust//-/_}
-    mkdir -p "$guests_cache/bin"
+    mkdir -p "$guests_built"
     env PATH=/usr/bin:/bin RUSTC_BOOTSTRAP=1 RUSTFLAGS='-C target-feature=+crt-static' \
         "CARGO_TARGET_${variable^^}_LINKER=$guest_triple-gcc" "CC_$variable=$guest_triple-gcc" \
         nice cargo build --quiet --locked --manifest-path "$guests_repository/Cargo.toml" -p tfix --profile guest \
         -Zbuild-std=std,panic_abort --target "$guest_rust" --target-dir "$guests_cache/cargo" ||
         fail "tfix does not build for $guest_rust"
-    cp -u "$guests_cache/cargo/$guest_rust/guest/tfix" "$guests_cache/bin/tfix-$name"
+    cp "$guests_cache/cargo/$guest_rust/guest/tfix" "$guests_built/tfix-$name"
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     set -euo pipefail
     cd "$guests_repository"
-    source scripts/setup.sh
     verb=${1:-}
     [ $# -eq 0 ] || shift
     [ $# -gt 0 ] || set -- "${guest_names[@]}"

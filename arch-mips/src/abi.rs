@@ -8,8 +8,9 @@
 //! * GNU ld merges floating-point ABIs into the strictest mode that suits all, because the process is yet to start. Here it
 //!   runs already, in one of the modes that its *program* admits: the patch must work in each of these.
 //! * Code that keeps to `abicalls` changes $gp, code that does not expects it to stay.
-//! * Functions of position-independent objects want their own address in $t9. In executables of other code such functions
-//!   are marked in `st_other`.
+//! * Functions of position-independent objects want their own address in $t9; a mark in `st_other` says the same of single
+//!   functions. GNU ld sets it for its own use and does not write it out: in an executable that was linked from both kinds
+//!   of code (CPIC without PIC) each function may be of either.
 //!
 //! Sources: psABI, "ELF Header"; binutils' documentation of `.module`, `.gnu_attribute` and ".MIPS.abiflags" (*MIPS O32 ABI -
 //! FR0 and FR1 Interlinking*, <https://dmz-portal.mips.com/wiki/MIPS_O32_ABI_-_FR0_and_FR1_Interlinking>: Elf_ABIFlags_v0 and
@@ -29,13 +30,8 @@ mod flags {
     pub const CPIC: u32 = 0x4;
     /// The code is N32 (in a 32-bit file).
     pub const ABI2: u32 = 0x20;
-    pub const FP64: u32 = 0x200;
-    pub const NAN2008: u32 = 0x400;
     pub const ABI: u32 = 0xf000;
-    pub const MACH: u32 = 0x00ff_0000;
     pub const MICROMIPS: u32 = 0x0200_0000;
-    pub const M16: u32 = 0x0400_0000;
-    pub const MDMX: u32 = 0x0800_0000;
     pub const ARCH_SHIFT: u32 = 28;
 }
 
@@ -97,9 +93,10 @@ pub(crate) fn accepts_function(st_other: u8, value: u64) -> Result<(), &'static 
     }
 }
 
-/// All functions of a position-independent object do; elsewhere those that are marked.
+/// All functions of a position-independent object do, and those that are marked. Other abicalls objects may hold some as
+/// well, once they are linked.
 pub(crate) fn wants_own_address(e_flags: u32, st_other: u8) -> bool {
-    e_flags & flags::PIC != 0 || st_other & other::REST == other::PIC
+    e_flags & (flags::PIC | flags::CPIC) != 0 || st_other & other::REST == other::PIC
 }
 
 #[cfg(feature = "alloc")]
@@ -116,6 +113,13 @@ mod compare {
     };
     use tigerfix_core::arch::{AbiFacts, AbiMismatch};
     use tigerfix_core::field::{Endian, load};
+
+    // More bits of `e_flags`.
+    const FP64: u32 = 0x200;
+    const NAN2008: u32 = 0x400;
+    const MACH: u32 = 0x00ff_0000;
+    const M16: u32 = 0x0400_0000;
+    const MDMX: u32 = 0x0800_0000;
 
     /// What is known of a file.
     struct Facts {
@@ -269,7 +273,7 @@ mod compare {
     ];
 
     /// Those that `e_flags` tells of: (its bit, the bit in [`ASES`]).
-    const ASES_OF_FLAGS: [(u32, u32); 3] = [(flags::M16, 0x400), (flags::MICROMIPS, 0x800), (flags::MDMX, 0x10)];
+    const ASES_OF_FLAGS: [(u32, u32); 3] = [(M16, 0x400), (flags::MICROMIPS, 0x800), (MDMX, 0x10)];
 
     impl Facts {
         fn of(file: &AbiFacts<'_>, endian: Endian) -> Facts {
@@ -277,7 +281,7 @@ mod compare {
             let mut facts = Facts {
                 flags: e_flags,
                 isa: Isa::of_flags(e_flags),
-                extension: (e_flags & flags::MACH, 0),
+                extension: (e_flags & MACH, 0),
                 ases: ASES_OF_FLAGS.iter().filter(|a| e_flags & a.0 != 0).fold(0, |all, a| all | a.1),
                 fp: Fp::Any,
             };
@@ -292,7 +296,7 @@ mod compare {
                 _ => {
                     facts.fp = match attribute.map(Fp::of) {
                         // What was the only way to say it before there was a section for it.
-                        None | Some(Fp::Any) if e_flags & flags::FP64 != 0 && !file.ident.is_64 => Fp::Old64,
+                        None | Some(Fp::Any) if e_flags & FP64 != 0 && !file.ident.is_64 => Fp::Old64,
                         fp => fp.unwrap_or(Fp::Any),
                     }
                 }
@@ -392,8 +396,8 @@ mod compare {
         if !patch.fp.works_in(host.fp) {
             return refuse(format!("uses {}, the program {}", patch.fp.name(), host.fp.name()), host.fp.hint());
         }
-        if (patch.flags ^ host.flags) & flags::NAN2008 != 0 {
-            let [mine, theirs, hint] = if host.flags & flags::NAN2008 != 0 {
+        if (patch.flags ^ host.flags) & NAN2008 != 0 {
+            let [mine, theirs, hint] = if host.flags & NAN2008 != 0 {
                 ["legacy", "2008", "compile the patch with -mnan=2008"]
             } else {
                 ["2008", "legacy", "compile the patch with -mnan=legacy"]
@@ -494,8 +498,9 @@ mod tests {
             }
         }
         assert!(MIPS.wants_own_address(6, 0) && MIPS.wants_own_address(2, 0));
-        assert!(!MIPS.wants_own_address(4, 0) && MIPS.wants_own_address(4, 0x20) && MIPS.wants_own_address(4, 0x22));
-        assert!(!MIPS.wants_own_address(0, 0) && !MIPS.wants_own_address(0, 0xf0));
+        assert!(MIPS.wants_own_address(4, 0), "mixed code");
+        assert!(MIPS.wants_own_address(0, 0x20) && MIPS.wants_own_address(0, 0x22));
+        assert!(!MIPS.wants_own_address(1, 0) && !MIPS.wants_own_address(0, 0xf0));
     }
 
     /// Elf_ABIFlags_v0.

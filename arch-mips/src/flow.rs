@@ -246,10 +246,30 @@ pub fn leaves_delay_slot(endian: Endian, before: &[u8]) -> bool {
     words(endian, &before[last..]).any(|w| classify(w).has_delay_slot())
 }
 
+/// Is the word before the last of `before` a call, which returns behind its delay slot?
+#[must_use]
+pub fn may_return_behind(endian: Endian, before: &[u8]) -> bool {
+    let Some(call) = before.len().checked_sub(8) else { return true };
+    words(endian, &before[call..call + 4]).any(|w| classify(w).is_call())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::vec::Vec;
+
+    #[test]
+    fn calls_return_behind_their_delay_slots() {
+        let ends = |words: [u32; 2]| may_return_behind(Endian::Big, &words.map(u32::to_be_bytes).concat());
+        for call in [0x0c10_0000, 0x0320_f809, 0x0411_0004] {
+            assert!(ends([call, 0]), "{call:#x}"); // jal, jalr $t9, bal
+            assert!(!ends([0, call]), "{call:#x} has its delay slot behind");
+        }
+        for other in [0x03e0_0008, 0x0810_0000, 0x1000_ffff, 0x2402_0001] {
+            assert!(!ends([other, 0]), "{other:#x}"); // jr $ra, j, b, li
+        }
+        assert!(may_return_behind(Endian::Big, &[0; 4]), "too little to tell");
+    }
 
     #[test]
     fn branches() {

@@ -58,6 +58,11 @@ impl GotBuilder for Mips {
         Some(if self.is_64 { PAGE_WORD_64 } else { PAGE_WORD_32 })
     }
 
+    /// n64: "G: the offset of the GOT entry of S + A"; O32 has addends with local symbols only, where it is the same.
+    fn addend_in_slot(&self) -> bool {
+        true
+    }
+
     /// `_gp_disp` is not among them: it means the distance from an instruction to the GOT pointer, and its relocations have
     /// types of their own once they are normalised.
     fn got_symbols(&self) -> &'static [&'static str] {

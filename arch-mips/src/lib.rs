@@ -27,7 +27,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-use tigerfix_core::arch::{Arch, ElfIdent, LinuxAbi, RegisterLayout};
+use tigerfix_core::arch::{Arch, ElfIdent, LinuxAbi, RegisterLayout, ReservedIndex};
 use tigerfix_core::field::Endian;
 
 mod abi;
@@ -90,6 +90,15 @@ impl Arch for Mips {
         program: &tigerfix_core::arch::AbiFacts<'_>,
     ) -> Result<(), tigerfix_core::arch::AbiMismatch> {
         abi::same(self.endian, object, program)
+    }
+
+    /// SHN_MIPS_SCOMMON and SHN_MIPS_SUNDEFINED (psABI, "Special Sections"): common and undefined symbols of small data.
+    fn reserved_index(&self, shndx: u16) -> Option<ReservedIndex> {
+        match shndx {
+            0xff03 => Some(ReservedIndex::Common),
+            0xff04 => Some(ReservedIndex::Undefined),
+            _ => None,
+        }
     }
 
     fn accepts_function(&self, st_other: u8, value: u64) -> Result<(), &'static str> {

@@ -30,6 +30,7 @@ mod index {
     pub(crate) const A3: Reg = 7;
     pub(crate) const T9: Reg = 25;
     /// Of an interrupted call: what was in $a3.
+    #[cfg(any(test, feature = "alloc"))]
     pub(crate) const RESTART_A3: Reg = 26;
     pub(crate) const SP: Reg = 29;
     pub(crate) const RA: Reg = 31;

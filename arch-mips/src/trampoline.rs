@@ -189,6 +189,10 @@ impl TrampolineEncoder for Mips {
     fn leaves_delay_slot(&self, before: &[u8]) -> bool {
         crate::flow::leaves_delay_slot(self.endian, before)
     }
+
+    fn may_return_behind(&self, before: &[u8]) -> bool {
+        crate::flow::may_return_behind(self.endian, before)
+    }
 }
 
 #[cfg(test)]

@@ -157,6 +157,13 @@ impl TrampolineEncoder for X86_64 {
     }
 
     /// Counts whole `nop`s, in all lengths that assemblers and linkers fill gaps with, and `int3`.
+    /// `call rel32` is e8 and four bytes; `call r/m64` is ff /2 with up to five more (Intel SDM, volume 2, "CALL").
+    fn may_return_behind(&self, before: &[u8]) -> bool {
+        let back = |n: usize| before.len().checked_sub(n).and_then(|i| before.get(i..));
+        let indirect = |n: usize| back(n).is_some_and(|b| b[0] == 0xff && b[1] >> 3 & 7 == 2);
+        before.len() < 7 || back(5).is_some_and(|b| b[0] == 0xe8) || (2..=7).any(indirect)
+    }
+
     fn padding_len(&self, bytes: &[u8]) -> usize {
         let mut at = 0;
         while let Some(n) = filler_len(&bytes[at..]) {
@@ -405,6 +412,26 @@ pub(crate) mod tests {
     /// The instructions in front of a template's trailing quad.
     fn without_quad(code: &[u8]) -> &[u8] {
         if code.starts_with(&JMP_RIP_0) { &code[..JMP_RIP_0.len()] } else { code }
+    }
+
+    #[test]
+    fn calls_that_may_end_somewhere() {
+        let ends = |code: &[u8]| X86_64.may_return_behind(&[&[0x90; 8], code].concat());
+        for call in [
+            &[0xe8, 1, 2, 3, 4][..],         // call
+            &[0xff, 0xd0],                   // call rax
+            &[0x41, 0xff, 0xd3],             // call r11
+            &[0xff, 0x55, 0x10],             // call [rbp+16]
+            &[0xff, 0x54, 0x24, 0x08],       // call [rsp+8]
+            &[0xff, 0x15, 1, 2, 3, 4],       // call [rip+...]
+            &[0xff, 0x94, 0xc3, 1, 2, 3, 4], // call [rbx+rax*8+...]
+        ] {
+            assert!(ends(call), "{call:02x?}");
+        }
+        for other in [&[0xc3][..], &[0xe9, 1, 2, 3, 4], &[0xff, 0xe0], &[0x5d, 0xc3], &[0x0f, 0x0b]] {
+            assert!(!ends(other), "{other:02x?}");
+        }
+        assert!(X86_64.may_return_behind(&[0xc3]), "too little to tell");
     }
 
     #[test]

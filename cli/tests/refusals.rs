@@ -255,7 +255,7 @@ fn what_gen_can_not_replace() {
     b.write("cut", &whole[..whole.len() - 50]);
     a.refused(&b, "broken-program", &["gen", "-m", "cut", "-o", "out.tfp", "good.o"]);
     let mut other = whole.clone();
-    other[18] = 8;
+    other[18] = 22; // S/390
     b.write("other", &other);
     a.refused(&b, "unsupported-architecture", &["gen", "-m", "other", "-o", "out.tfp", "good.o"]);
     b.program("rebuilt", &PROGRAM.replace("function helper 9", "function helper 10"), false);

@@ -336,6 +336,11 @@ pub trait TrampolineEncoder {
     fn leaves_delay_slot(&self, _before: &[u8]) -> bool {
         false
     }
+    /// May the address behind `before` (code, at least 8 bytes) be a return address: does a call end there? True where that
+    /// can't be told.
+    fn may_return_behind(&self, _before: &[u8]) -> bool {
+        true
+    }
 }
 
 /// What code that builds addresses from several instructions may count on, at link time.

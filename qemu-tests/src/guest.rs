@@ -16,10 +16,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak, mpsc};
 use std::time::Instant;
 
 use tempfile::TempDir;
+use tigerfix_core::field::Endian;
 
 use crate::tool::Outcome;
 use crate::victim::Lines;
 use crate::{DEADLINE, repository};
+
+mod clock;
 
 /// Names of all guests.
 pub const GUESTS: [&str; 3] = ["mipsel", "mips", "mips64el"];
@@ -146,8 +149,16 @@ fn script(verb: &str, name: &str) {
     assert!(done.status.success(), "guests.sh {verb} {name}\n{}{}", said(&done.stdout), said(&done.stderr));
 }
 
+/// Where guests.sh keeps guests.
 fn cache() -> PathBuf {
-    std::env::var_os("TFIX_CACHE").map_or_else(|| repository().join("target/guests"), PathBuf::from)
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let home = || set("HOME").expect("HOME is set").join(".cache");
+    set("TFIX_CACHE").unwrap_or_else(|| set("XDG_CACHE_HOME").unwrap_or_else(home).join("tfix")).join("guests")
+}
+
+/// Where guests.sh puts what it builds of this clone.
+fn output() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from).join("guests")
 }
 
 /// The command to start a guest with, its state and sockets filled in.
@@ -159,7 +170,10 @@ fn command(dir: &Path, sockets: &Path) -> Command {
     };
     let mut words = text.lines().map(filled);
     let mut command = Command::new(words.next().expect("a program"));
-    command.args(words).args(["-monitor", "none"]);
+    command.args(words).args(["-monitor", "none", "-S"]);
+    for (option, name) in [("-qmp", "monitor"), ("-gdb", "stub")] {
+        command.arg(option).arg(format!("unix:{},server=on,wait=off", sockets.join(name).display()));
+    }
     command
 }
 
@@ -218,7 +232,7 @@ impl Guest {
             script("tfix", name);
             built.push(name.to_owned());
         }
-        cache().join(format!("bin/tfix-{name}"))
+        output().join(format!("tfix-{name}"))
     }
 
     /// Starts a guest with nothing but its system in it.
@@ -243,6 +257,7 @@ impl Guest {
             sockets,
         };
         std::thread::spawn(move || shared.listen(&control));
+        clock::start(&guest.sockets.path().join("monitor"), &guest.sockets.path().join("stub"), guest.endian());
         guest
     }
 
@@ -258,6 +273,16 @@ impl Guest {
             "mips" => "mips-linux-gnu",
             _ => "mipsel-linux-gnu",
         }
+    }
+
+    /// Number of SIGUSR1 (kernel arch/mips/include/uapi/asm/signal.h).
+    pub fn sigusr1(&self) -> i32 {
+        16
+    }
+
+    /// Number of an error that is not the same everywhere: ETIMEDOUT.
+    pub fn etimedout(&self) -> i32 {
+        145
     }
 
     /// Waits for something that the agent says.
@@ -313,12 +338,32 @@ impl Guest {
         done.unwrap_or_else(|e| panic!("{path} in guest {}: {e}", self.name));
     }
 
-    /// Copies a file into the guest's /tmp, under its own name and mode; returns its path there.
+    /// Writes bytes into a file that is there, which may be mapped.
+    #[track_caller]
+    pub fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) {
+        let parts: [&[u8]; 4] = [&offset.to_be_bytes(), path.as_bytes(), &[0], bytes];
+        let done = self.ask(&format!("the write to {path}"), b'U', self.new_id(), &parts);
+        done.unwrap_or_else(|e| panic!("{path} in guest {}: {e}", self.name));
+    }
+
+    /// Byte order of its numbers.
+    pub fn endian(&self) -> Endian {
+        if self.name == "mips" { Endian::Big } else { Endian::Little }
+    }
+
+    /// Size of an address, bytes.
+    pub fn word(&self) -> usize {
+        if self.name == "mips64el" { 8 } else { 4 }
+    }
+
+    /// Copies a file into the guest's /tmp, under the name of its directory and its own, and with its mode; returns its path
+    /// there.
     #[track_caller]
     pub fn copy(&self, file: &Path) -> String {
         use std::os::unix::fs::PermissionsExt;
         let name = file.file_name().and_then(OsStr::to_str).expect("a file name");
-        let path = format!("/tmp/{name}");
+        let dir = file.parent().and_then(Path::file_name).and_then(OsStr::to_str).expect("a directory's name");
+        let path = format!("/tmp/{dir}/{name}");
         let mode = std::fs::metadata(file).map(|m| m.permissions().mode() & 0o777);
         let bytes = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         self.write(&path, mode.unwrap_or(0o755), &bytes);
@@ -508,6 +553,20 @@ impl Program {
     pub fn wait(&self) -> ExitStatus {
         self.guest
             .wait(&format!("the end of process {}", self.pid), |s| s.programs.get(&self.id).and_then(|p| p.status))
+    }
+
+    /// Waits for its end, or the guest's.
+    pub(crate) fn wait_unless_gone(&self) -> Option<ExitStatus> {
+        let mut state = self.guest.shared.lock();
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let status = state.programs.get(&self.id).and_then(|p| p.status);
+            let now = Instant::now();
+            if status.is_some() || state.ended || now >= end {
+                return status;
+            }
+            state = self.guest.shared.news.wait_timeout(state, end - now).expect("no panic while locked").0;
+        }
     }
 
     /// Waits for its end, and takes what it said.

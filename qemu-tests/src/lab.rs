@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
 use crate::tool::Outcome;
+use crate::{Guest, Victim};
 
 /// The optimisation levels that every case is run at.
 pub const MATRIX_OPTS: [&str; 3] = ["-O0", "-O2", "-O3"];
@@ -52,6 +54,9 @@ pub fn fixtures() -> PathBuf {
 /// One test's directory; gone when the test ends.
 pub struct Lab {
     dir: TempDir,
+    /// What stands before `gcc` in the compiler's name.
+    prefix: String,
+    guest: Option<Arc<Guest>>,
 }
 
 impl Default for Lab {
@@ -66,7 +71,30 @@ impl Lab {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::Builder::new().prefix("tfix-test-").tempdir().expect("temporary directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod of own directory");
-        Self { dir }
+        Self { dir, prefix: String::new(), guest: None }
+    }
+
+    /// The same for programs of another machine: those that `TRIPLE-gcc` makes.
+    pub fn cross(triple: &str) -> Self {
+        Self { prefix: format!("{triple}-"), ..Self::new() }
+    }
+
+    /// One whose programs are compiled for a guest, and run there.
+    pub fn for_guest(guest: &Arc<Guest>) -> Self {
+        Self { guest: Some(Arc::clone(guest)), ..Self::cross(guest.triple()) }
+    }
+
+    /// The guest that programs are compiled for.
+    pub fn guest(&self) -> Option<&Arc<Guest>> {
+        self.guest.as_ref()
+    }
+
+    /// Starts a program where it was compiled for.
+    pub fn start<A: AsRef<std::ffi::OsStr>>(&self, program: &Path, arguments: &[A]) -> Victim {
+        match &self.guest {
+            None => Victim::start_with(program, arguments),
+            Some(guest) => Victim::start_in(guest, program, arguments),
+        }
     }
 
     /// A path in this directory.
@@ -142,13 +170,13 @@ impl Lab {
         let source = fixtures().join(source);
         let text = std::fs::read_to_string(&source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
         let cxx = source.extension().is_some_and(|e| e == "cpp");
-        let mut command = Command::new(if cxx { "g++" } else { "gcc" });
+        let mut command = Command::new(format!("{}{}", self.prefix, if cxx { "g++" } else { "gcc" }));
         command.arg("-I").arg(repository().join("include")).arg("-I").arg(fixtures());
         command.args(["-Wall", "-Wextra"]).args(flags).arg("-o").arg(out).arg(&source);
         for line in text.lines().filter_map(|l| l.strip_prefix("//# flags:")) {
             command.args(line.split_whitespace());
         }
-        let done = command.output().expect("gcc is installed");
+        let done = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let said = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success(), "{command:?}\n{said}");
     }

@@ -3,6 +3,8 @@
 //! A test owns a [`Lab`] (a temporary directory), one or more [`Victim`]s and calls [`tfix!`]. Nothing waits by sleeping:
 //! a test waits for a line of output or for a state of the process, and panics with all it knows after [`DEADLINE`].
 
+pub mod blocked;
+pub mod cases;
 mod guest;
 mod lab;
 mod memory;
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 pub use guest::{GUESTS, Guest, Program};
 pub use lab::{Lab, Link, MATRIX_OPTS, fixtures, repository};
 pub use memory::{Region, Snapshot, read_memory};
-pub use stub::{Gdbserver, emulated};
+pub use stub::{Gdbserver, emulated, listens};
 pub use tool::{Background, Outcome, binary, run, run_as_nobody, start};
 pub use victim::{Place, Victim, process_state, status_field};
 

@@ -66,6 +66,13 @@ pub fn emulated(lab: &Lab, emulator: &str, options: &[&str], program: &Path, arg
     let mut command = Command::new(emulator);
     command.args(options).arg("-g").arg(&socket).arg(program).args(arguments);
     let victim = Victim::spawn_standing(command);
-    crate::until("the emulator's socket", || socket.exists().then_some(()));
+    crate::until("the emulator to listen", || listens(&socket).then_some(()));
     (victim, format!("unix:{}", socket.display()))
+}
+
+/// Is somebody listening at this socket file? By the flag __SO_ACCEPTCON in /proc/net/unix: to try would be to connect.
+pub fn listens(socket: &Path) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("a Linux host");
+    let path = socket.to_str().expect("UTF-8");
+    sockets.lines().any(|l| l.split_whitespace().nth(3) == Some("00010000") && l.ends_with(path))
 }

@@ -324,6 +324,20 @@ impl Victim {
         }
     }
 
+    /// Sends SIGUSR1 to the process to patch.
+    pub fn user_signal(&self) {
+        match &self.process {
+            Process::Child { .. } => {
+                use nix::sys::signal::{Signal, kill};
+                kill(nix::unistd::Pid::from_raw(self.target), Signal::SIGUSR1).expect("own child");
+            }
+            Process::InGuest(program) => {
+                let guest = program.guest();
+                guest.kill(self.target, guest.sigusr1()).expect("own process");
+            }
+        }
+    }
+
     /// Ends it and waits until it is gone.
     pub fn end(&mut self) {
         match &mut self.process {
@@ -331,7 +345,10 @@ impl Victim {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            Process::InGuest(program) => program.signal(libc::SIGKILL),
+            Process::InGuest(program) => {
+                program.signal(libc::SIGKILL);
+                let _ = program.wait_unless_gone();
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The gdb remote transport on x86-64: processes behind gdbserver, and programs in user-mode emulation.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use qemu_tests::{DEADLINE, Gdbserver, Lab, Link, Victim, emulated, tfix};
+use tigerfix::gdb::packet::{Decoder, Event, frame};
 use tigerfix::gdb::{Address, GdbTarget, Options, Stub};
 use tigerfix::package::PackageReader;
 use tigerfix::{SystemClock, arch, session};
@@ -261,6 +263,57 @@ fn addresses_at_which_no_stub_answers() {
     fix(&server.address()).refused(&["--pid"]).by_rule("remote-lacks");
     let e = tfix!["fix", "--remote", server.address(), "--pid", "999999999", &package];
     e.refused(&["vAttach"]).by_rule("remote-refused");
+}
+
+/// A line to `server` that keeps requests for breakpoints from it, as some servers know none.
+fn without_breakpoints(server: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = listener.local_addr().expect("bound").to_string();
+    let server = server.to_owned();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let upstream = TcpStream::connect(&server).expect("the server listens");
+            let (mut answers, mut back) =
+                (upstream.try_clone().expect("a socket"), client.try_clone().expect("a socket"));
+            std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            let (mut upstream, mut client) = (upstream, client);
+            let mut decoder = Decoder::default();
+            let mut byte = [0u8];
+            while client.read(&mut byte).is_ok_and(|n| n == 1) {
+                let done = match decoder.push(byte[0]) {
+                    Some(Event::Packet(p)) if p.starts_with(b"Z0") => client.write_all(&frame(b"")),
+                    Some(Event::Packet(p)) => upstream.write_all(&frame(&p)),
+                    Some(Event::Ack) => upstream.write_all(b"+"),
+                    _ if byte[0] == 3 => upstream.write_all(&[3]),
+                    _ => Ok(()),
+                };
+                if done.is_err() {
+                    break;
+                }
+            }
+            // The server notices.
+            let _ = upstream.shutdown(std::net::Shutdown::Both);
+        }
+    });
+    at
+}
+
+/// Then tfix writes the instruction itself, for the moments of its calls.
+#[test]
+fn a_server_without_breakpoints() {
+    let lab = Lab::new();
+    let program = lab.program("imports_program.c", &["-O2"]);
+    let package = lab.package(&program, &lab.patch("imports_ifunc.c", &["-O2", "-fno-builtin"]));
+    let mut victim = Victim::start(&program);
+    let before = victim.snapshot();
+    let server = Gdbserver::multi();
+    let (at, pid) = (without_breakpoints(&server.address()), victim.pid_text());
+    tfix!["fix", "--remote", &at, "--pid", &pid, &package].done();
+    victim.settles("strlen and the byte that memmove moved", 10, |l| l == "work 516");
+    tfix!["revert", "--remote", &at, "--pid", &pid].done();
+    victim.settles("the old work", 3, |l| l == "work 1");
+    // Of those instructions none is left anywhere.
+    before.assert_same_code(&victim.snapshot());
 }
 
 /// The package's and the program's architecture, and the program itself.

@@ -24,6 +24,21 @@ int main(int argc, char **argv) {
 }
 "#;
 
+const NAPS: &str = r#"
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+int main(void) {
+    struct timespec a, b;
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    for (int i = 0; i < 100; i++)
+        usleep(10000);
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    printf("%ld\n", (b.tv_sec - a.tv_sec) * 1000L + (b.tv_nsec - a.tv_nsec) / 1000000);
+    return 0;
+}
+"#;
+
 fn echo(name: &str) {
     let begin = Instant::now();
     let guest = Arc::new(Guest::start_bare(name));
@@ -53,6 +68,18 @@ fn echo(name: &str) {
     victim.send("you");
     victim.wait_line("heard you");
     victim.wait_blocked();
+
+    // Clocks go: a hundred naps of ten milliseconds take about a second.
+    let source = lab.write("naps.c", NAPS);
+    let naps = lab.path("naps");
+    let gcc = format!("{}-gcc", guest.triple());
+    assert!(Command::new(gcc).args(["-O2", "-o"]).args([&naps, &source]).status().expect("gcc").success());
+    let naps = guest.copy(&naps);
+    let begin = Instant::now();
+    let outcome = guest.run(&[&naps]);
+    let took: u64 = outcome.stdout.trim().parse().expect("milliseconds");
+    assert!((1000..60_000).contains(&took), "{outcome}");
+    println!("{name}: a second of naps took {took} ms there, {:?} here", begin.elapsed());
 
     let program = guest.spawn(&[&path]).expect("it is there");
     program.send(b"me\n");

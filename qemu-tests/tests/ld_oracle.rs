@@ -17,8 +17,15 @@ use tigerfix::link::{LinkError, SlotKind};
 use tigerfix_arch_x86_64::X86_64;
 use tigerfix_core::arch::{Expr, Howto, Relocator as _};
 
-const TOOLS: Tools =
-    Tools { arch: &X86_64, compiler: "gcc", ld: "ld", emulation: "elf_x86_64", got_symbols: &[], extra: &[] };
+const TOOLS: Tools = Tools {
+    arch: &X86_64,
+    compiler: "gcc",
+    ld: "ld",
+    emulation: "elf_x86_64",
+    got_symbols: &[],
+    hints: &[],
+    branches: &[],
+};
 
 fn lab() -> Lab {
     Lab::new(TOOLS, &["-fPIC"])

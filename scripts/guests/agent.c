@@ -6,7 +6,8 @@
  *   S  start a program: arguments, each ended by a zero byte         -> P pid | E errno
  *   I  bytes for the standard input of program `id`; none: close it
  *   K  pid and signal                                                -> D | E errno
- *   W  write a file: mode, path, zero byte, contents                 -> D | E errno
+ *   W  write a file, and make its directory: mode, path, zero byte, contents -> D | E errno
+ *   U  write into a file that is there: offset (64 bits), path, zero byte, bytes -> D | E errno
  *   R  read a file: offset (64 bits), limit (32 bits), path          -> F contents | E errno
  *   L  names in a directory: path                                    -> F names, each ended by a zero byte | E errno
  *   Q  power off
@@ -98,6 +99,12 @@ static void say32(char kind, uint32_t id, uint32_t value) {
 static void write_file(uint32_t id, const unsigned char *p, size_t len) {
     const char *path = (const char *)p + 4;
     size_t head = 4 + strnlen(path, len - 4) + 1;
+    char dir[256];
+    snprintf(dir, sizeof dir, "%s", path);
+    if (strrchr(dir, '/') > dir) {
+        *strrchr(dir, '/') = 0;
+        mkdir(dir, 0755);
+    }
     unlink(path); /* it may be running */
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0) {
@@ -116,6 +123,20 @@ static void write_file(uint32_t id, const unsigned char *p, size_t len) {
     fchmod(fd, (mode_t)get32(p));
     close(fd);
     say('D', id, NULL, 0);
+}
+
+static void update_file(uint32_t id, const unsigned char *p, size_t len) {
+    off64_t offset = (off64_t)((uint64_t)get32(p) << 32 | get32(p + 4));
+    const char *path = (const char *)p + 8;
+    size_t head = 8 + strnlen(path, len - 8) + 1;
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : pwrite64(fd, p + head, len - head, offset);
+    if (n < 0)
+        say32('E', id, (uint32_t)errno);
+    else
+        say('D', id, NULL, 0);
+    if (fd >= 0)
+        close(fd);
 }
 
 static void read_file(uint32_t id, const unsigned char *p) {
@@ -276,6 +297,12 @@ static int serve(void) {
             say32('E', id, EINVAL);
         else
             write_file(id, p, len);
+        break;
+    case 'U':
+        if (len < 10)
+            say32('E', id, EINVAL);
+        else
+            update_file(id, p, len);
         break;
     case 'R':
         if (len < 13)

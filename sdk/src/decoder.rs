@@ -35,12 +35,12 @@ trait Isa {
     fn argument_registers(&self) -> u64;
 }
 
-/// What an instruction means, from what capstone says of it and the code behind it. `None`: it is not to be taken for an
-/// instruction.
-type Explain<'a> = dyn Fn(&capstone::Insn<'_>, &InsnDetail<'_>, &[u8]) -> Option<Meaning> + 'a;
+/// Instruction, its details, what is behind it.
+type Judgement<'a> = dyn Fn(&capstone::Insn<'_>, &InsnDetail<'_>, &[u8]) -> Option<Meaning> + 'a;
 
-/// Decodes one instruction after the other, as capstone sees them.
-fn in_order(capstone: &Capstone, code: &[u8], addr: u64, meaning: &Explain<'_>) -> Vec<Insn> {
+/// Decodes one instruction after the other, as capstone sees them; `meaning` gets what is behind each, too, and says
+/// `None` to what is not to be taken for an instruction.
+fn in_order(capstone: &Capstone, code: &[u8], addr: u64, meaning: &Judgement<'_>) -> Vec<Insn> {
     let mut insns = Vec::new();
     let Ok(mut iter) = capstone.disasm_iter(code, addr) else { return insns };
     let mut at = 0;

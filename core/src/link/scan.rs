@@ -341,8 +341,8 @@ fn is_short(howto: &Howto) -> bool {
     howto.overflow.bounds().is_some_and(|(min, max)| (max - min) << howto.field.rshift < NEAR)
 }
 
-/// Is this a branch to a function that wants its own address, in code that would not hand it over? Branches within one
-/// object are left alone: its compiler knew what it did.
+/// Is this a branch to a function that wants its own address, which a branch does not hand over by itself? Branches within
+/// one object are left alone: its compiler knew what it did.
 fn lacks_own_address(cx: &Inputs<'_, '_>, resolver: &Resolver<'_, '_, '_>, item: &Item) -> bool {
     let arch = cx.arch;
     match item.target {
@@ -353,7 +353,6 @@ fn lacks_own_address(cx: &Inputs<'_, '_>, resolver: &Resolver<'_, '_, '_>, item:
         Target::Spot(spot) if spot.object != item.object => {
             let flags = |o: u32| cx.objects.get(o as usize).map_or(0, |o| o.ident.flags);
             arch.wants_own_address(flags(spot.object), resolver.other_of(&spot))
-                && !arch.wants_own_address(flags(item.object), 0)
         }
         _ => false,
     }

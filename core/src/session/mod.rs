@@ -79,8 +79,15 @@ impl Inspected {
             unwinder.add_patch(r.image_range(), r.eh_frame);
         }
         unwinder.prepare(target);
+        let returns_to_end = protected.iter().map(|p| {
+            let mut before = [0u8; 8];
+            let at = crate::addr::RunAddr(p.end.0.wrapping_sub(before.len() as u64));
+            target.read(at, &mut before).is_err() || arch.may_return_behind(&before)
+        });
+        let returns_to_end = returns_to_end.collect();
         Checker {
             protected,
+            returns_to_end,
             layout: arch.registers(),
             endian: arch.data_endian(),
             word: arch.address_bits() / 8,

@@ -169,6 +169,7 @@ impl core::fmt::Display for Plan {
             )?;
         }
         let cache = match self.cache {
+            CacheNeed::Syscall | CacheNeed::LineOps if self.reserved.is_some() => "by the transport, as it writes",
             CacheNeed::Coherent => "none needed, fetch sees stores",
             CacheNeed::Syscall => "by a system call in the target",
             CacheNeed::LineOps => "by line operations",
@@ -414,23 +415,7 @@ fn plan_site(
         });
     }
     let at = entry.offset(u64::from(site.pad));
-    let fits = |f: &&&'static JumpForm| {
-        f.len <= site.window
-            && usize::from(f.len) <= SITE_BYTES
-            && (f.align <= 1 || at.0.is_multiple_of(u64::from(f.align)))
-    };
-    let provides = |f: &&&'static JumpForm| fits(f) && (f.own_address || !site.own_address);
-    let Some(form) = forms.iter().find(provides).copied() else {
-        return Err(match forms.iter().find(fits) {
-            Some(form) => SessionError::NoOwnAddress { function: site.old.clone(), at, form: form.name },
-            None => SessionError::NoJumpForm {
-                function: site.old.clone(),
-                at,
-                window: site.window,
-                forced: options.form.clone(),
-            },
-        });
-    };
+    let form = choose_form(site, at, forms, options)?;
     let pad = usize::from(site.pad);
     Ok(PlannedSite {
         function: site.old.clone(),
@@ -441,6 +426,33 @@ fn plan_site(
         old_bytes: found.get(pad..pad + usize::from(form.len)).unwrap_or(&[]).to_vec(),
         new_offset: site.new_offset,
         landing: site.landing,
+    })
+}
+
+/// The cheapest form that fits the site and gives the new function what it expects.
+fn choose_form(
+    site: &Site,
+    at: RunAddr,
+    forms: &[&'static JumpForm],
+    options: &Options,
+) -> Result<&'static JumpForm, SessionError> {
+    let fits = |f: &&&'static JumpForm| {
+        f.len <= site.window
+            && usize::from(f.len) <= SITE_BYTES
+            && (f.align <= 1 || at.0.is_multiple_of(u64::from(f.align)))
+    };
+    let provides = |f: &&&'static JumpForm| fits(f) && (f.own_address || !site.own_address);
+    if let Some(form) = forms.iter().find(provides) {
+        return Ok(form);
+    }
+    Err(match forms.iter().find(fits) {
+        Some(form) => SessionError::NoOwnAddress { function: site.old.clone(), at, form: form.name },
+        None => SessionError::NoJumpForm {
+            function: site.old.clone(),
+            at,
+            window: site.window,
+            forced: options.form.clone(),
+        },
     })
 }
 
@@ -593,10 +605,7 @@ fn image_range(
                 continue;
             }
             (Expr::Region { bits, after }, Value::Address(s)) => {
-                // The start of the region that holds the target <= base + off + after <= its end
-                let low =
-                    i128::from(region_start(s.0.wrapping_add_signed(r.addend), bits, 0)) - off - i128::from(after);
-                StartRange { low, high: low + (1i128 << bits) - 1 }
+                same_region(s.0.wrapping_add_signed(r.addend), off + i128::from(after), bits)
             }
             _ => continue,
         };
@@ -607,6 +616,12 @@ fn image_range(
         }
     }
     Ok((range, together))
+}
+
+/// Starts of the image for which `offset` in it lies in the region of 2^`bits` bytes that holds `to`.
+fn same_region(to: u64, offset: i128, bits: u8) -> StartRange {
+    let low = i128::from(region_start(to, bits, 0)) - offset;
+    StartRange { low, high: low + (1i128 << bits) - 1 }
 }
 
 /// Starts of the image that the site's jump reaches.
@@ -731,4 +746,105 @@ pub(super) fn encode_site(
     let landing = arch.encode_landing(site.form, landing_at.0, new.0).map_err(err)?;
     let jump = arch.encode_jump(site.form, site.at.0, landing_at.0).map_err(err)?;
     Ok(Encoded { jump, landing, landing_at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORM: JumpForm = JumpForm {
+        name: "plain",
+        len: 8,
+        align: 4,
+        reach: Reach::Region { bits: 28, after: 4 },
+        via: Via::Direct,
+        landing_len: 0,
+        landing_reach: Reach::Anywhere,
+        own_address: false,
+        clobbers: &[],
+        single_store: false,
+    };
+    static PLAIN: JumpForm = FORM;
+    static WITH_ADDRESS: JumpForm = JumpForm { name: "with-address", own_address: true, ..FORM };
+    static LONG: JumpForm = JumpForm { name: "long", len: 16, own_address: true, ..FORM };
+
+    fn site(own_address: bool, window: u8) -> Site {
+        Site {
+            old: "f".into(),
+            new: "g".into(),
+            entry: LinkAddr(0x40_0000),
+            pad: 0,
+            window,
+            expected: vec![0; 16],
+            body: vec![(LinkAddr(0x40_0000), 16)],
+            new_offset: 0,
+            landing: 0,
+            own_address,
+        }
+    }
+
+    #[test]
+    fn forms_hand_over_the_address_where_it_is_wanted() {
+        let (at, all) = (RunAddr(0x40_0000), [&PLAIN, &WITH_ADDRESS, &LONG]);
+        let chosen = |own, window, forms: &[&'static JumpForm]| {
+            choose_form(&site(own, window), at, forms, &Options::default()).map(|f| f.name)
+        };
+        assert_eq!(chosen(false, 8, &all).unwrap(), "plain");
+        assert_eq!(chosen(true, 8, &all).unwrap(), "with-address");
+        assert_eq!(chosen(true, 16, &[&PLAIN, &LONG]).unwrap(), "long");
+        // Forced, or too short a window for those that do.
+        for (window, forms) in [(8, &[&PLAIN][..]), (16, &[&PLAIN]), (8, &[&PLAIN, &LONG])] {
+            let e = chosen(true, window, forms).unwrap_err();
+            assert!(matches!(e, SessionError::NoOwnAddress { form: "plain", .. }), "{e}");
+        }
+        assert!(matches!(chosen(true, 4, &all).unwrap_err(), SessionError::NoJumpForm { window: 4, .. }));
+        assert!(choose_form(&site(false, 8), RunAddr(0x40_0002), &all, &Options::default()).is_err(), "misaligned");
+    }
+
+    #[test]
+    fn a_fixed_destination_is_an_interval() {
+        // A jump whose delay slot is at offset 0x10 of the image, into the region at 0x1000_0000.
+        let r = same_region(0x1234_5678, 0x10, 28);
+        assert_eq!(r, StartRange { low: 0x1000_0000 - 0x10, high: 0x2000_0000 - 0x10 - 1 });
+        for (start, ok) in [(r.low - 1, false), (r.low, true), (r.high, true), (r.high + 1, false)] {
+            let reach = Reach::Region { bits: 28, after: 4 };
+            assert_eq!(reach.holds((start + 0x10 - 4) as u64, 0x1234_5678), ok, "{start:#x}");
+        }
+    }
+
+    #[test]
+    fn jumps_inside_the_image_are_not_torn_apart() {
+        let t = Together::with(None, 28, 0x1004, 0x3000);
+        let t = Together::with(t, 28, 0x800, 0x40).unwrap();
+        assert_eq!((t.low, t.high), (0x40, 0x3000));
+        assert_eq!(t.boundary(RunAddr(0x0fff_d000 - 1)), None, "the last byte that is needed");
+        assert_eq!(t.boundary(RunAddr(0x0fff_d000)), Some(0x1000_0000));
+        assert_eq!(t.boundary(RunAddr(0x1000_0000 - 0x41)), Some(0x1000_0000));
+        assert_eq!(t.boundary(RunAddr(0x1000_0000 - 0x40)), None);
+    }
+
+    #[test]
+    fn places_at_a_boundary_give_way_to_those_beside_it() {
+        let t = Together { low: 0, high: 0x2fff, bits: 28 };
+        const RECORD: u64 = 0x1000;
+        let all = StartRange { low: 0x0f00_0000, high: 0x1100_0000 };
+        // Room that begins as high as it may, and at multiples of 16.
+        let high = |r: StartRange| {
+            let start = (r.high.min(0x1000_0000 - 0x800)) as u64 / 16 * 16;
+            let fits = !r.is_empty() && r.low <= i128::from(start);
+            Room::Map(if fits { vec![RunAddr(start - RECORD)] } else { vec![] })
+        };
+        let Room::Map(places) = t.whole(all, RECORD, &high) else { panic!() };
+        assert_eq!(places, [RunAddr(0x1000_0000 - 0x3000 - RECORD)]);
+        let in_area = |r: StartRange| {
+            let start = r.low.max(0x0fff_f000) as u64;
+            let image = RunAddr(start);
+            Room::Area((!r.is_empty() && i128::from(start) <= r.high).then_some(Reserved { record: RunAddr(0), image }))
+        };
+        let Room::Area(Some(r)) = t.whole(all, RECORD, &in_area) else { panic!() };
+        assert_eq!(r.image, RunAddr(0x1000_0000));
+        // What is larger than a region fits nowhere.
+        let huge = Together { low: 0, high: 1 << 28, bits: 28 };
+        assert!(huge.whole(all, RECORD, &high).is_empty() && huge.whole(all, RECORD, &in_area).is_empty());
+    }
 }

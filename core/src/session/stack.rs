@@ -59,6 +59,8 @@ impl Protected {
 pub struct Checker<'c, 'm> {
     /// Ranges, any order.
     pub protected: &'c [Protected],
+    /// For each of them: may its end be a return address? Else a word with that value is a pointer to what comes next.
+    pub returns_to_end: Vec<bool>,
     /// Register layout.
     pub layout: &'static RegisterLayout,
     /// Byte order of data.
@@ -253,7 +255,8 @@ impl Checker<'_, '_> {
     }
 
     fn suspect(&self, value: u64) -> Option<u64> {
-        self.protected.iter().any(|p| p.holds_return(value)).then_some(value)
+        let mut ranges = self.protected.iter().zip(&self.returns_to_end);
+        ranges.any(|(p, end)| p.holds_return(value) && (*end || value != p.end.0)).then_some(value)
     }
 
     /// The first aligned word in `from..to` that could be a return address into a protected range.

@@ -239,6 +239,21 @@ pub fn relocations(file: &[u8], index: u32) -> Vec<Rela> {
     out
 }
 
+/// Makes a relocation of a 32-bit file, or of 64-bit MIPS, one that does nothing.
+pub fn clear_type(file: &mut [u8], r: &Rela) {
+    set_type(file, r, 0);
+}
+
+/// Gives a relocation of a 32-bit file, or of 64-bit MIPS, another type.
+pub fn set_type(file: &mut [u8], r: &Rela, kind: u32) {
+    let format = Format::of(file);
+    match (format.is_64, format.big) {
+        (true, _) => [15, 14, 13].iter().enumerate().for_each(|(i, at)| file[r.at + at] = (kind >> (8 * i)) as u8),
+        (false, true) => file[r.at + 7] = kind as u8,
+        (false, false) => file[r.at + 4] = kind as u8,
+    }
+}
+
 /// The symbol table, by index.
 pub fn symbols(file: &[u8]) -> Vec<Symbol> {
     let format = Format::of(file);

@@ -8,8 +8,12 @@ use super::stub::Stub;
 /// Larger files are not read, bytes.
 const MAX_FILE: usize = 1 << 30;
 
+/// The result, or gdb's errno, and what came with it.
+type Answer = (Result<u64, u64>, Vec<u8>);
+
 impl Stub {
-    fn file_request(&mut self, request: &str) -> Result<Option<(Result<u64, u64>, Vec<u8>)>, GdbError> {
+    /// `None`: the stub has no host I/O.
+    fn file_request(&mut self, request: &str) -> Result<Option<Answer>, GdbError> {
         if self.files == Some(false) {
             return Ok(None);
         }

@@ -1,7 +1,7 @@
 //! The line to a stub: TCP, a socket file, or a serial line. Bytes only; every read has a time limit.
 
 use super::error::GdbError;
-use nix::sys::termios::{self, BaudRate, ControlFlags, SetArg, SpecialCharacterIndices};
+use rustix::termios::{self, ControlModes, OptionalActions, SpecialCodeIndex};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -66,23 +66,15 @@ impl FromStr for Address {
     }
 }
 
-fn speed(baud: u32) -> Result<BaudRate, GdbError> {
-    Ok(match baud {
-        1200 => BaudRate::B1200,
-        2400 => BaudRate::B2400,
-        4800 => BaudRate::B4800,
-        9600 => BaudRate::B9600,
-        19200 => BaudRate::B19200,
-        38400 => BaudRate::B38400,
-        57600 => BaudRate::B57600,
-        115_200 => BaudRate::B115200,
-        230_400 => BaudRate::B230400,
-        460_800 => BaudRate::B460800,
-        921_600 => BaudRate::B921600,
-        1_000_000 => BaudRate::B1000000,
-        1_500_000 => BaudRate::B1500000,
-        _ => return Err(GdbError::Address { why: format!("{baud} is no usual speed of a serial line") }),
-    })
+/// The speeds that serial lines usually have.
+const SPEEDS: [u32; 13] =
+    [1200, 2400, 4800, 9600, 19200, 38400, 57600, 115_200, 230_400, 460_800, 921_600, 1_000_000, 1_500_000];
+
+fn speed(baud: u32) -> Result<u32, GdbError> {
+    match SPEEDS.contains(&baud) {
+        true => Ok(baud),
+        false => Err(GdbError::Address { why: format!("{baud} is no usual speed of a serial line") }),
+    }
 }
 
 /// An open line.
@@ -129,7 +121,7 @@ impl Link {
                     .custom_flags(nix::libc::O_NOCTTY)
                     .open(device)
                     .map_err(fail)?;
-                raw_mode(&file, speed(*baud)?).map_err(|e| GdbError::Connect { why: e.desc().to_owned() })?;
+                raw_mode(&file, speed(*baud)?).map_err(|e| GdbError::Connect { why: e.to_string() })?;
                 Ok(Link::Serial(file))
             }
         }
@@ -194,16 +186,16 @@ impl Link {
 }
 
 /// Eight bits, no parity, no flow control, no translation (termios(3), cfmakeraw).
-fn raw_mode(file: &File, baud: BaudRate) -> nix::Result<()> {
+fn raw_mode(file: &File, baud: u32) -> rustix::io::Result<()> {
     let mut t = termios::tcgetattr(file)?;
-    termios::cfmakeraw(&mut t);
-    termios::cfsetspeed(&mut t, baud)?;
-    t.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
-    t.control_flags -= ControlFlags::CRTSCTS | ControlFlags::CSTOPB;
+    t.make_raw();
+    t.set_speed(baud)?;
+    t.control_modes |= ControlModes::CLOCAL | ControlModes::CREAD;
+    t.control_modes -= ControlModes::CRTSCTS | ControlModes::CSTOPB;
     // A read gives what is there; how long to wait for it is poll's business.
-    t.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
-    t.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
-    termios::tcsetattr(file, SetArg::TCSAFLUSH, &t)
+    t.special_codes[SpecialCodeIndex::VMIN] = 1;
+    t.special_codes[SpecialCodeIndex::VTIME] = 0;
+    termios::tcsetattr(file, OptionalActions::Flush, &t)
 }
 
 #[cfg(test)]
@@ -225,11 +217,10 @@ mod tests {
 
     #[test]
     fn a_terminal_becomes_a_plain_line() {
-        use std::os::fd::OwnedFd;
         let pty = nix::pty::openpty(None, None).unwrap();
         let device = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pty.slave)));
         let mut link = Link::open(&Address::Serial(device.unwrap(), 115_200)).unwrap();
-        let mut far = File::from(OwnedFd::from(pty.master));
+        let mut far = File::from(pty.master);
         // Bytes that a terminal would act upon.
         let all: Vec<u8> = (0..=255).collect();
         far.write_all(&all).unwrap();

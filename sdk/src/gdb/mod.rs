@@ -15,10 +15,12 @@
 mod address_space;
 mod calls;
 mod connection;
+mod control;
 pub mod description;
 mod error;
 mod files;
 mod link;
+mod memory;
 pub mod packet;
 mod registers;
 pub mod reply;

@@ -3,10 +3,11 @@
 //! Multiprocess thread ids are not asked for: without them `D` needs no process id, and a wrong one there ends some stubs.
 
 use super::connection::Connection;
+use super::control::attach;
 use super::description::{self, MAX_TEXT, Part};
 use super::error::{GdbError, show};
 use super::link::Address;
-use super::packet::{from_hex, number, to_hex, unescape};
+use super::packet::{number, unescape};
 use super::reply::{self, Offers, Stop, StopReply};
 use std::time::{Duration, Instant};
 use tigerfix_core::arch::ElfIdent;
@@ -15,8 +16,6 @@ use tigerfix_core::program::ident_of;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long attaching to a process, and stopping one, may take.
-const STOP: Duration = Duration::from_secs(10);
 /// Taken where the stub does not say (gdb's own default), and the most that is used, bytes.
 const PACKET: (usize, usize) = (400, 32 << 10);
 /// Objects larger than this are not read, bytes.
@@ -44,7 +43,7 @@ pub struct Stub {
     /// It stops a running target when it is asked to.
     pub(super) interruptible: bool,
     /// Actions of `vCont`.
-    vcont: Vec<u8>,
+    pub(super) vcont: Vec<u8>,
     /// The process that it attached to for us: left and taken up again at will.
     pub(super) attached: Option<u64>,
     /// The last stop.
@@ -58,8 +57,8 @@ pub struct Stub {
     /// Does it take `Z0`?
     pub(super) breakpoints: Option<bool>,
     /// How long the target stood because of us, and since when it does.
-    stood: Duration,
-    since: Option<Instant>,
+    pub(super) stood: Duration,
+    pub(super) since: Option<Instant>,
     auxv: Vec<u8>,
 }
 
@@ -251,53 +250,6 @@ impl Stub {
         Ok(None)
     }
 
-    /// Reads memory. Fewer bytes than asked for is an error.
-    pub(super) fn read_bytes(&mut self, at: u64, len: usize) -> Result<Vec<u8>, GdbError> {
-        let most = (self.packet - 16) / 2;
-        let mut out = Vec::with_capacity(len.min(MAX_OBJECT));
-        while out.len() < len {
-            let n = (len - out.len()).min(most);
-            let question = format!("m{:x},{n:x}", at.wrapping_add(out.len() as u64));
-            let answer = self.ask(&question)?;
-            if reply::is_error(&answer) || answer.is_empty() {
-                return Err(GdbError::Refused { during: question, answer: show(&answer) });
-            }
-            match from_hex(&answer).filter(|b| (1..=n).contains(&b.len())) {
-                Some(bytes) => out.extend(bytes),
-                None => return Err(GdbError::Nonsense { during: question, answer: show(&answer) }),
-            }
-        }
-        Ok(out)
-    }
-
-    /// Writes memory.
-    pub(super) fn write_bytes(&mut self, at: u64, bytes: &[u8]) -> Result<(), GdbError> {
-        if self.binary.is_none() && bytes.len() > 64 {
-            // Of no bytes: only whether the packet is known.
-            let answer = self.ask(&format!("X{at:x},0:"))?;
-            self.binary = Some(answer == b"OK");
-        }
-        let mut done = 0;
-        while done < bytes.len() {
-            let binary = self.binary == Some(true);
-            let most = (self.packet - 40) / 2;
-            let piece = &bytes[done..bytes.len().min(done + most)];
-            let mut packet =
-                format!("{}{:x},{:x}:", if binary { 'X' } else { 'M' }, at.wrapping_add(done as u64), piece.len())
-                    .into_bytes();
-            if binary {
-                packet.extend(super::packet::escape(piece));
-            } else {
-                packet.extend(to_hex(piece).bytes());
-            }
-            if !self.order(&packet)? {
-                return Err(GdbError::Lacks { what: "write memory".into() });
-            }
-            done += piece.len();
-        }
-        Ok(())
-    }
-
     /// All threads (processors, where there is no operating system).
     pub(super) fn thread_ids(&mut self) -> Result<Vec<u64>, GdbError> {
         const MOST: usize = 1 << 16;
@@ -337,134 +289,6 @@ impl Stub {
         }
         let current = self.ask("qC")?;
         Ok(current.strip_prefix(b"QC").and_then(reply::thread_id).or(self.stop.thread))
-    }
-
-    fn can(&self, action: u8) -> bool {
-        let actions = self.vcont.strip_prefix(b"vCont").unwrap_or_default();
-        actions.split(|b| *b == b';').any(|a| a == [action])
-    }
-
-    fn stands(&mut self) {
-        self.since.get_or_insert_with(Instant::now);
-    }
-
-    fn runs(&mut self) {
-        self.line.running = true;
-        if let Some(since) = self.since.take() {
-            self.stood += since.elapsed();
-        }
-    }
-
-    /// Lets only `thread` go on (`b'c'`) or make one step (`b's'`), and waits for it to stop. `None`: it has not in time,
-    /// and still runs.
-    pub(super) fn run_one(&mut self, thread: u64, action: char, deadline: Instant) -> Result<Option<Stop>, GdbError> {
-        let what = if self.can(action as u8) {
-            format!("vCont;{action}:{thread:x}")
-        } else {
-            self.order(format!("Hc{thread:x}").as_bytes())?;
-            action.to_string()
-        };
-        self.line.send(what.as_bytes())?;
-        self.runs();
-        let stop = self.line.stopped(what.as_bytes(), deadline)?;
-        if let Some(s) = &stop {
-            self.stop = s.clone();
-            self.stands();
-        }
-        Ok(stop)
-    }
-
-    /// Lets everything go on, with the signals that it was due.
-    pub(super) fn go(&mut self) -> Result<(), GdbError> {
-        if self.line.running {
-            return Ok(());
-        }
-        let what = if self.can(b'C') {
-            let signals = std::mem::take(&mut self.signals);
-            let mut what = String::from("vCont");
-            let mut seen = Vec::new();
-            for (thread, signal) in signals {
-                // A thread takes one signal at a time; the next one when it stops again.
-                if seen.contains(&thread) {
-                    self.signals.push((thread, signal));
-                } else {
-                    seen.push(thread);
-                    what.push_str(&format!(";C{signal:02x}:{thread:x}"));
-                }
-            }
-            what + ";c"
-        } else {
-            String::from("c")
-        };
-        self.line.send(what.as_bytes())?;
-        self.runs();
-        Ok(())
-    }
-
-    /// Stops a running target.
-    pub(super) fn halt(&mut self) -> Result<(), GdbError> {
-        if !self.line.running {
-            return Ok(());
-        }
-        if self.interruptible {
-            self.line.interrupt()?;
-        }
-        self.await_stop(STOP)?;
-        // gdb's SIGINT: that was us.
-        let Stop { signal, thread } = self.stop.clone();
-        if !matches!(signal, 0 | 2 | 5)
-            && let Some(thread) = thread
-        {
-            self.signals.push((thread, signal));
-        }
-        Ok(())
-    }
-
-    /// Waits until a running target stops by itself, or by somebody else's doing.
-    ///
-    /// # Errors
-    /// [`GdbError::NotStopping`]
-    pub fn await_stop(&mut self, limit: Duration) -> Result<(), GdbError> {
-        if !self.line.running {
-            return Ok(());
-        }
-        match self.line.stopped(b"0x03", Instant::now() + limit)? {
-            Some(stop) => {
-                self.stop = stop;
-                self.stands();
-                Ok(())
-            }
-            None => Err(GdbError::NotStopping { millis: limit.as_millis() as u64 }),
-        }
-    }
-
-    /// Leaves the target: it runs on, and the stub forgets us.
-    pub(super) fn detach(&mut self) -> Result<(), GdbError> {
-        if !self.order(b"D")? {
-            return Err(GdbError::Lacks { what: "be left (`D`)".into() });
-        }
-        self.runs();
-        Ok(())
-    }
-
-    /// Attaches again to the process that was left.
-    pub(super) fn attach_again(&mut self) -> Result<(), GdbError> {
-        if let Some(pid) = self.attached
-            && self.line.running
-        {
-            self.stop = attach(&mut self.line, pid)?;
-            self.stands();
-        }
-        Ok(())
-    }
-}
-
-fn attach(line: &mut Connection, pid: u64) -> Result<Stop, GdbError> {
-    let what = format!("vAttach;{pid:x}");
-    line.send(what.as_bytes())?;
-    match line.stopped(what.as_bytes(), Instant::now() + STOP)? {
-        Some(stop) => Ok(stop),
-        None => Err(GdbError::NotStopping { millis: STOP.as_millis() as u64 }),
     }
 }
 

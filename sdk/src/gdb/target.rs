@@ -308,13 +308,7 @@ impl Target for GdbTarget {
 
 impl Drop for GdbTarget {
     fn drop(&mut self) {
-        // Errors have nobody to go to.
+        // Errors have nobody to go to. The stub leaves the target when it is dropped itself.
         let _ = self.release();
-        if !self.stub.line.running {
-            let _ = self.stub.detach();
-        } else if self.stub.attached.is_none() && self.stub.interruptible && self.stub.halt().is_ok() {
-            // A stub that is left without a word may keep the target, and stop it when it notices.
-            let _ = self.stub.detach();
-        }
     }
 }

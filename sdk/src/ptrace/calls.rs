@@ -725,7 +725,9 @@ impl Calls for PtraceTarget {
         let code = self.code(self.linux()?)?;
         let deadline = Instant::now() + HOLD_DEADLINE;
         let mut reason = None;
-        let mut choosy = true;
+        // To stop a thread and let it go again makes a sleep one that rt_sigreturn can't wind back any more: not where there is
+        // no other thread to take.
+        let mut choosy = self.thread_count()? > 1;
         loop {
             // The others are listed only if the main thread won't do.
             for main in [true, false] {

@@ -28,7 +28,7 @@ use tigerfix_core::target::{TargetError, ThreadId, Threads};
 const LAST_CHANCE: Duration = Duration::from_secs(2);
 
 /// How late a sleep of ours may end while threads run that are to be stopped again at once, nanoseconds.
-const SLACK_NS: u64 = 1000;
+const SLACK_NS: libc::c_ulong = 1000;
 /// With more threads than this, nobody looks which of them are busy.
 const MANY: usize = 1024;
 
@@ -155,7 +155,7 @@ impl PtraceTarget {
     }
 
     /// The kernel's count of threads, without the listing.
-    fn thread_count(&self) -> Result<u64, TargetError> {
+    pub(super) fn thread_count(&self) -> Result<u64, TargetError> {
         let meta = std::fs::metadata(format!("/proc/{}/task", self.pid))
             .map_err(|e| proc_error(self.pid, "list", "task", &e))?;
         Ok(meta.nlink().saturating_sub(2))
@@ -512,7 +512,7 @@ impl Threads for PtraceTarget {
         let _ = nix::sys::prctl::set_timerslack(SLACK_NS);
         std::thread::sleep(Duration::from_micros(micros));
         if let Ok(slack) = slack {
-            let _ = nix::sys::prctl::set_timerslack(slack as u64);
+            let _ = nix::sys::prctl::set_timerslack(slack as libc::c_ulong);
         }
         for &tid in &running {
             self.ask(tid);
