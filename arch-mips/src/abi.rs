@@ -32,6 +32,9 @@ mod flags {
     pub const ABI2: u32 = 0x20;
     pub const ABI: u32 = 0xf000;
     pub const MICROMIPS: u32 = 0x0200_0000;
+    pub const MACH: u32 = 0x00ff_0000;
+    /// Octeon, Octeon 2 and Octeon 3.
+    pub const OCTEONS: [u32; 3] = [0x008b_0000, 0x008d_0000, 0x008e_0000];
     pub const ARCH_SHIFT: u32 = 28;
 }
 
@@ -60,6 +63,10 @@ pub(crate) fn accepts(arch: &Mips, ident: &ElfIdent) -> Result<(), &'static str>
     }
     if ident.flags & flags::MICROMIPS != 0 {
         return Err("is microMIPS code");
+    }
+    if flags::OCTEONS.contains(&(ident.flags & flags::MACH)) {
+        // BBIT0, BBIT1 and the like; nobody here would see where they lead.
+        return Err("is for Octeon processors, which have branch instructions of their own");
     }
     match ident.flags >> flags::ARCH_SHIFT {
         0..=8 => Ok(()),
@@ -450,6 +457,7 @@ mod tests {
         let refused = |arch: &Mips, flags| arch.accepts(&ident(arch.is_64, arch.endian, flags)).unwrap_err();
         for (flags, word) in [
             (0x20, "N32"),
+            (0x808b_0000, "Octeon"),
             (0x8000_0020, "N32"),
             (0x2000, "O64"),
             (0x3000, "EABI32"),
