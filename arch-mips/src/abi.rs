@@ -484,7 +484,7 @@ mod tests {
         for flags in [0, O32, 0x7400_1007, 0x1000_1000, 0x4000_1000, R1 | O32, R2 | O32] {
             assert_eq!(MIPS.accepts(&ident(false, Endian::Big, flags)), Ok(()), "{flags:#x}");
         }
-        assert_eq!(MIPS64EL.accepts(&ident(true, Endian::Little, 0x808b_0007)), Ok(()));
+        assert_eq!(MIPS64EL.accepts(&ident(true, Endian::Little, 0x8000_0007)), Ok(()));
     }
 
     #[test]
