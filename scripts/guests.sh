@@ -19,8 +19,9 @@ guests_built=${CARGO_TARGET_DIR:-$guests_repository/target}/guests
 
 # All guests, and for each: qemu, its machine, the compilers' prefix, their packages, Debian's name of the architecture
 # (empty: Debian has none), the target that rustc knows, the kernel.
-guest_names=(mipsel mips mips64el)
+guest_names=(mipsel mips mips64el aarch64 aarch64_max)
 guest_fields() {
+    guest_qemu_package=qemu-system-mips
     case $1 in
     mipsel)
         guest_qemu=qemu-system-mipsel guest_machine="-M malta -cpu 24Kf -m 256" guest_console=ttyS0
@@ -41,12 +42,24 @@ guest_fields() {
         guest_debian=mips64el guest_kernel=linux-image-5kc-malta guest_rust=mips64el-unknown-linux-gnuabi64
         guest_packages="libc6 libgcc-s1 libstdc++6 gdbserver"
         ;;
+    # The same system on two processors: a small one, and one with all that there is (signed return addresses, guarded pages,
+    # long vectors). The signature is qemu's own: to compute the architecture's takes half of the time.
+    aarch64 | aarch64_max)
+        guest_qemu=qemu-system-aarch64 guest_qemu_package=qemu-system-arm guest_console=ttyAMA0
+        case $1 in
+        aarch64) guest_machine="-M virt -cpu cortex-a57 -m 256" ;;
+        *) guest_machine="-M virt -cpu max,pauth-impdef=on -m 256" ;;
+        esac
+        guest_triple=aarch64-linux-gnu guest_toolchain="gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+        guest_debian=arm64 guest_kernel=linux-image-cloud-arm64 guest_rust=aarch64-unknown-linux-gnu
+        guest_packages="libc6 libgcc-s1 libstdc++6 gdbserver zlib1g libexpat1 python3.11-minimal libpython3.11-minimal"
+        ;;
     *) fail "there is no guest called $1" ;;
     esac
 }
 
-# Drivers of the control channel, in the order in which they can be loaded; kernels of our own have them built in.
-guest_modules="virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console"
+# Drivers of the control channel, in an order in which they can be loaded everywhere; kernels of our own have them built in.
+guest_modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console"
 
 # apt-get with a state of its own for a foreign architecture: the system's list of architectures stays as it is.
 guest_apt() {
@@ -194,10 +207,11 @@ guest_save() {
     rm -rf "$sockets"
 }
 
-# What a guest is made from: if that changes it is made anew.
+# What a guest is made from: if that changes it is made anew. Of the table, its own row counts.
 guest_key() {
     {
-        declare -f guest_fields guest_debian_kernel guest_own_kernel guest_libraries guest_save prepare_guest
+        printf '%s\n' "$guest_machine" "$guest_console" "$guest_debian" "$guest_kernel" "$guest_packages" "$guest_modules"
+        declare -f guest_debian_kernel guest_own_kernel guest_libraries guest_save prepare_guest
         cat "$guests_files"/*
         "$guest_qemu" --version
         "$guest_triple-gcc" --version
@@ -207,7 +221,7 @@ guest_key() {
 guest_tools() {
     # shellcheck disable=SC2086
     set -- $guest_toolchain
-    need_commands "$guest_triple-gcc:$1" "$guest_qemu:qemu-system-${guest_qemu_package:-mips}" cpio:cpio dpkg:dpkg flock:util-linux
+    need_commands "$guest_triple-gcc:$1" "$guest_qemu:$guest_qemu_package" cpio:cpio dpkg:dpkg flock:util-linux
     [ -e "/usr/$guest_triple/include/stdio.h" ] || install "$2" "the C library for $guest_triple"
     [ -e "/usr/$guest_triple/include/stdio.h" ] || fail "/usr/$guest_triple/include/stdio.h is missing though $2 is installed"
 }

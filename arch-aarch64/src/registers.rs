@@ -5,19 +5,20 @@
 //!   the pc is at the `svc` instruction, x0 is the first argument again, and resuming makes the call anew (kernel
 //!   `arch/arm64/kernel/signal.c`, do_signal: "so that a debugger will see the already changed PC"). Nothing has to be done
 //!   about such a thread but to give it its registers back. Consequences:
-//!   - The kernel's number of the call is forgotten at that stop. It is in a register set of its own (NT_ARM_SYSTEM_CALL,
-//!     0x404), and decides about restarts only until the stop; hence there is no [`RegisterLayout::restart_nr`].
+//!   - The kernel's number of the call is forgotten at that stop. It is in a register set of its own (NT_ARM_SYSTEM_CALL),
+//!     and decides about restarts only until the stop; hence there is no [`RegisterLayout::restart_nr`].
 //!   - Whether the call will go on with the rest of its timeout (ERESTART_RESTARTBLOCK) can't be seen. The kernel decides when
 //!     the thread is resumed, by the pc alone: if that is where the kernel put it, x8 becomes `restart_syscall`, *whatever
 //!     call it was meant to make*. An injected call must therefore not start at the `svc` that the thread was stopped at.
 //!     A thread that made another call meanwhile makes its own one anew, with all of the timeout.
 //!   - Calls that end with EINTR have x0 overwritten. What it was (`orig_x0`) is in no register set, but
-//!     `/proc/PID/task/TID/syscall` tells it while NT_ARM_SYSTEM_CALL holds a number that is not negative.
+//!     `/proc/PID/task/TID/syscall` tells it while NT_ARM_SYSTEM_CALL holds a number that is not negative
+//!     ([`LinuxAbi::taken_back`]).
 //! * x8 keeps the number of the system call, and stays what it was.
 //! * A failed system call is a negative errno in x0; there is no flag.
 //! * The thread pointer, TPIDR_EL0, is in a register set of its own (NT_ARM_TLS).
 //! * PSTATE.BTYPE (bits 11:10 of `pstate`) is not zero in a thread that was stopped right behind an indirect branch; made to go on
-//!   elsewhere in a guarded page it would get SIGILL.
+//!   elsewhere in a guarded page it would get SIGILL ([`RegisterLayout::call_clears`]).
 //! * Return addresses that are kept on the stack may carry an authentication code ([`tigerfix_core::arch::Arch::return_address_bits`]); DWARF register 34
 //!   says where.
 //! * There is no red zone: what is below the stack pointer belongs to nobody (AAPCS64, 6.4.5.1).
@@ -59,6 +60,7 @@ pub(crate) static LAYOUT: RegisterLayout = RegisterLayout {
     error_flag: None,
     restart_nr: None,
     restart_none: u64::MAX,
+    call_clears: &[(PSTATE, BTYPE)],
     entry: None,
     call_args: &[0, 1, 2, 3, 4, 5, 6, 7],
     dwarf: &DWARF,
@@ -118,12 +120,20 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
         // mov w8, #139; svc #0
         &[0x68, 0x11, 0x80, 0x52, 0x01, 0x00, 0x00, 0xd4],
     ],
+    taken_back: Some(NT_ARM_SYSTEM_CALL),
     restart_after_eintr: RESTART_AFTER_EINTR,
     eintr: 4,
     erestartnohand: 514,
     stack_args: None,
     red_zone: 0,
 };
+
+/// What kind of branch the processor has just made, in `pstate` (the Arm ARM, "PSTATE.BTYPE"). In a guarded page it decides
+/// whether the next instruction has to be a landing pad.
+const BTYPE: u64 = 3 << 10;
+
+/// Kernel `include/uapi/linux/elf.h`.
+const NT_ARM_SYSTEM_CALL: u32 = 0x404;
 
 /// `svc #0`
 const SVC_0: [u8; 4] = [0x01, 0x00, 0x00, 0xd4];

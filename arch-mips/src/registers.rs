@@ -118,6 +118,7 @@ pub(crate) static LAYOUT_32: RegisterLayout = RegisterLayout {
     error_flag: Some(A3),
     restart_nr: Some(RESTART),
     restart_none: 0,
+    call_clears: &[],
     entry: Some(T9),
     call_args: &[4, 5, 6, 7],
     dwarf: &DWARF,
@@ -242,6 +243,7 @@ pub(crate) static LINUX_O32_LE: LinuxAbi = LinuxAbi {
     insn_align: 4,
     syscall_return: &[&LE_RETURN],
     sigreturn_code: &[&LE_SIGRETURN_O32],
+    taken_back: None,
     restart_after_eintr: RESTART_AFTER_EINTR_O32,
     eintr: 4,
     erestartnohand: 514,
@@ -270,6 +272,7 @@ pub(crate) static LINUX_N64_LE: LinuxAbi = LinuxAbi {
     cacheflush: Some(5197),
     stack_args: None,
     sigreturn_code: &[&LE_SIGRETURN_N64],
+    taken_back: None,
     restart_after_eintr: RESTART_AFTER_EINTR_N64,
     ..LINUX_O32_LE
 };

@@ -65,6 +65,7 @@ pub(crate) static LAYOUT: RegisterLayout = RegisterLayout {
     error_flag: None,
     restart_nr: Some(ORIG_RAX),
     restart_none: u64::MAX,
+    call_clears: &[],
     entry: None,
     call_args: &[RDI, RSI, RDX, RCX, R8, R9],
     dwarf: &[
@@ -160,6 +161,7 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
         // mov eax, 15; syscall: musl's and others'
         &[0xb8, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05],
     ],
+    taken_back: None,
     restart_after_eintr: RESTART_AFTER_EINTR,
     eintr: 4,
     erestartnohand: 514,

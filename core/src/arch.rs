@@ -516,6 +516,8 @@ pub struct RegisterLayout {
     pub restart_nr: Option<Reg>,
     /// What [`RegisterLayout::restart_nr`] holds in a thread that is in no call; written to suppress a restart.
     pub restart_none: u64,
+    /// Bits that are cleared in a thread that is sent elsewhere: what the processor remembers of the instruction before.
+    pub call_clears: &'static [(Reg, u64)],
     /// Register that has to hold a function's own address when the function is entered, in position-independent code.
     pub entry: Option<Reg>,
     /// Function call arguments in registers, in order.
@@ -538,6 +540,20 @@ pub struct RegisterLayout {
 pub struct Registers {
     /// The values; entries from [`RegisterLayout::count`] on are 0.
     pub values: [u64; Registers::MAX],
+}
+
+impl RegisterLayout {
+    /// Makes a thread with these registers go on at `pc`, as if nothing had come before.
+    pub fn send(&self, regs: &mut Registers, pc: u64) {
+        regs.set(self.pc, pc);
+        if let Some(r) = self.restart_nr {
+            // Whatever call the thread was in is not to be made again in between.
+            regs.set(r, self.restart_none);
+        }
+        for (r, bits) in self.call_clears {
+            regs.set(*r, regs.get(*r) & !bits);
+        }
+    }
 }
 
 impl Registers {
@@ -600,6 +616,10 @@ pub struct LinuxAbi {
     pub sigreturn_code: &'static [&'static [u8]],
     /// Calls that a ptrace stop ends with EINTR though no signal was handled, and which are safe to make again.
     pub restart_after_eintr: &'static [u64],
+    /// Where the kernel has taken an interrupted call back before a tracer gets to see the thread (the pc is at the system call
+    /// instruction again, the arguments are in place): number of the register set that has the call's number as an `int`, -1
+    /// outside of calls.
+    pub taken_back: Option<u32>,
     /// Errno numbers: EINTR and ERESTARTNOHAND (kernel include/linux/errno.h), positive.
     pub eintr: u64,
     /// ERESTARTNOHAND: the kernel restarts the call unless a signal handler is to run.

@@ -25,7 +25,7 @@ use crate::{DEADLINE, repository};
 mod clock;
 
 /// Names of all guests.
-pub const GUESTS: [&str; 3] = ["mipsel", "mips", "mips64el"];
+pub const GUESTS: [&str; 5] = ["mipsel", "mips", "mips64el", "aarch64", "aarch64_max"];
 
 /// Where tfix lies in a guest.
 const TFIX: &str = "/tmp/tfix";
@@ -256,7 +256,12 @@ impl Guest {
             sockets,
         };
         std::thread::spawn(move || shared.listen(&control));
-        clock::start(&guest.sockets.path().join("monitor"), &guest.sockets.path().join("stub"), guest.endian());
+        let socket = |name: &str| guest.sockets.path().join(name);
+        if guest.is_mips() {
+            clock::start(&socket("monitor"), &socket("stub"), guest.endian());
+        } else {
+            clock::go_on(&socket("monitor"));
+        }
         guest
     }
 
@@ -265,9 +270,14 @@ impl Guest {
         &self.name
     }
 
+    fn is_mips(&self) -> bool {
+        self.name.starts_with("mips")
+    }
+
     /// Prefix of the compilers for it, as `mips-linux-gnu`.
     pub fn triple(&self) -> &'static str {
         match self.name.as_str() {
+            "aarch64" | "aarch64_max" => "aarch64-linux-gnu",
             "mips64el" => "mips64el-linux-gnuabi64",
             "mips" => "mips-linux-gnu",
             _ => "mipsel-linux-gnu",
@@ -276,12 +286,12 @@ impl Guest {
 
     /// Number of SIGUSR1 (kernel arch/mips/include/uapi/asm/signal.h).
     pub fn sigusr1(&self) -> i32 {
-        16
+        if self.is_mips() { 16 } else { libc::SIGUSR1 }
     }
 
     /// Number of an error that is not the same everywhere: ETIMEDOUT.
     pub fn etimedout(&self) -> i32 {
-        145
+        if self.is_mips() { 145 } else { libc::ETIMEDOUT }
     }
 
     /// Waits for something that the agent says.
@@ -352,7 +362,7 @@ impl Guest {
 
     /// Size of an address, bytes.
     pub fn word(&self) -> usize {
-        if self.name == "mips64el" { 8 } else { 4 }
+        if matches!(self.name.as_str(), "mips" | "mipsel") { 4 } else { 8 }
     }
 
     /// Copies a file into the guest's /tmp, under the name of its directory and its own, and with its mode; returns its path

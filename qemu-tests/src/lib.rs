@@ -6,6 +6,7 @@
 pub mod blocked;
 pub mod cases;
 mod guest;
+pub mod inside;
 mod lab;
 mod memory;
 mod stub;

@@ -63,8 +63,9 @@ fn echo(name: &str) {
 
     let path = guest.copy(&built);
     let mut victim = Victim::spawn_in(&guest, &[path.as_str(), "hello"]);
-    let bits = if name == "mips64el" { 8 } else { 4 };
-    victim.wait_for("the machine", |l| l.starts_with("mips") && l.ends_with(&format!("hello {bits}")));
+    let said = format!("hello {}", guest.word());
+    let machine = if name.starts_with("aarch64") { "aarch64 " } else { "mips" };
+    victim.wait_for("the machine", |l| l.starts_with(machine) && l.ends_with(&said));
     victim.send("you");
     victim.wait_line("heard you");
     victim.wait_blocked();
@@ -120,4 +121,14 @@ fn mips() {
 #[test]
 fn mips64el() {
     echo(GUESTS[2]);
+}
+
+#[test]
+fn aarch64() {
+    echo(GUESTS[3]);
+}
+
+#[test]
+fn aarch64_max() {
+    echo(GUESTS[4]);
 }

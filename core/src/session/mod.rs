@@ -92,6 +92,7 @@ impl Inspected {
             endian: arch.data_endian(),
             word: arch.address_bits() / 8,
             return_bits: arch.return_address_bits(),
+            call_insn: arch.linux().filter(|l| l.taken_back.is_some()).map(|l| l.syscall_insn),
             mappings: self.mappings.clone(),
             one_stack: target.calls().is_none(),
             unwinder,

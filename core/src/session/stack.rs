@@ -69,6 +69,8 @@ pub struct Checker<'c, 'm> {
     pub word: u8,
     /// See [`crate::arch::Arch::return_address_bits`].
     pub return_bits: u64,
+    /// The system call instruction, where the kernel takes interrupted calls back before anybody sees them.
+    pub call_insn: Option<&'static [u8]>,
     /// Mappings as of shortly before the stop.
     pub mappings: Vec<Mapping>,
     /// No operating system gives threads their stacks: whatever the stack pointer points to is the processor's only one.
@@ -127,7 +129,8 @@ impl Checker<'_, '_> {
             for b in &blockers {
                 let Some(api) = target.threads() else { return Ok(blockers) };
                 // Whoever waits for something inside does so for longer than the others should stand.
-                if self.waits(&api.registers(b.thread)?) {
+                let regs = api.registers(b.thread)?;
+                if self.waits(target, &regs) {
                     return Ok(blockers);
                 }
             }
@@ -148,8 +151,12 @@ impl Checker<'_, '_> {
     }
 
     /// Was the thread stopped in a system call that the kernel makes again (ERESTARTSYS to ERESTART_RESTARTBLOCK,
-    /// include/linux/errno.h)?
-    fn waits(&self, regs: &Registers) -> bool {
+    /// include/linux/errno.h)? Where it has taken the call back already, one that is about to be made looks the same.
+    fn waits(&self, target: &mut dyn Target, regs: &Registers) -> bool {
+        if let Some(insn) = self.call_insn {
+            let mut code = alloc::vec![0; insn.len()];
+            return target.read(RunAddr(regs.get(self.layout.pc)), &mut code).is_ok() && code == insn;
+        }
         let Some(nr) = self.layout.restart_nr else { return false };
         let result = regs.get(self.layout.result);
         let errno = match self.layout.error_flag {

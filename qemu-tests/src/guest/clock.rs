@@ -1,6 +1,6 @@
-//! Sets the clock of a restored MIPS guest going again.
+//! Lets a restored guest go on, the clock of a MIPS one included.
 //!
-//! qemu saves the processor's `Count` and `Compare`, but not that a timer is to ring when one reaches the other
+//! Of MIPS processors qemu saves the processor's `Count` and `Compare`, but not that a timer is to ring when one reaches the other
 //! (target/mips/machine.c and cpu_timer.c have nothing for it), and the moment may have passed while the state was saved: such
 //! a guest's next tick is 43 seconds away. So before it goes on, its processor runs four instructions of ours, through
 //! qemu's debug stub, that set `Compare` to a little later than now. Everything else is put back.
@@ -94,7 +94,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Waits until the state has been read, then sets the clock going and lets the guest run. qemu was started with `-S`.
 pub(super) fn start(monitor: &Path, stub: &Path, endian: Endian) {
-    wait_for_state(monitor);
+    Monitor::connect(monitor).wait_for_state();
     let mut stub = Stub(UnixStream::connect(stub).expect("qemu's stub"));
     stub.0.set_read_timeout(Some(DEADLINE)).expect("a socket");
     let saved = stub.ask("g");
@@ -127,24 +127,43 @@ pub(super) fn start(monitor: &Path, stub: &Path, endian: Endian) {
     stub.must("D;1");
 }
 
-/// Until qemu has taken over the saved state; asks its monitor.
-fn wait_for_state(monitor: &Path) {
-    let mut monitor = UnixStream::connect(monitor).expect("qemu's monitor");
-    monitor.set_read_timeout(Some(DEADLINE)).expect("a socket");
-    let mut line = |command: &str| {
-        monitor.write_all(command.as_bytes()).expect("qemu's monitor listens");
+/// Waits until the state has been read, then lets the guest run. qemu was started with `-S`.
+pub(super) fn go_on(monitor: &Path) {
+    let mut monitor = Monitor::connect(monitor);
+    monitor.wait_for_state();
+    let answer = monitor.ask("{\"execute\": \"cont\"}\n");
+    assert!(!answer.contains("error"), "{answer}");
+}
+
+/// A connection to qemu's monitor.
+struct Monitor(UnixStream);
+
+impl Monitor {
+    fn connect(monitor: &Path) -> Monitor {
+        let mut monitor = Monitor(UnixStream::connect(monitor).expect("qemu's monitor"));
+        monitor.0.set_read_timeout(Some(DEADLINE)).expect("a socket");
+        monitor.ask(""); // the greeting
+        monitor.ask("{\"execute\": \"qmp_capabilities\"}\n");
+        monitor
+    }
+
+    /// Sends a command, and takes the next line, be that the answer or news.
+    fn ask(&mut self, command: &str) -> String {
+        self.0.write_all(command.as_bytes()).expect("qemu's monitor listens");
         let mut text = Vec::new();
         let mut byte = [0];
         while byte != *b"\n" {
-            monitor.read_exact(&mut byte).expect("qemu's monitor answers");
+            self.0.read_exact(&mut byte).expect("qemu's monitor answers");
             text.push(byte[0]);
         }
         String::from_utf8_lossy(&text).into_owned()
-    };
-    line(""); // the greeting
-    line("{\"execute\": \"qmp_capabilities\"}\n");
-    crate::until("the guest's state", || {
-        let status = line("{\"execute\": \"query-status\"}\n");
-        (status.contains("\"return\"") && !status.contains("inmigrate")).then_some(())
-    });
+    }
+
+    /// Until qemu has taken over the saved state.
+    fn wait_for_state(&mut self) {
+        crate::until("the guest's state", || {
+            let status = self.ask("{\"execute\": \"query-status\"}\n");
+            (status.contains("\"return\"") && !status.contains("inmigrate")).then_some(())
+        });
+    }
 }

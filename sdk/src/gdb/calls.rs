@@ -165,11 +165,7 @@ impl GdbTarget {
             self.stub.write_bytes(base + ARGUMENTS, bytes).map_err(|e| self.fault(e))?;
             args[index] = base + ARGUMENTS;
         }
-        regs.set(layout.pc, call);
-        if let Some(r) = layout.restart_nr {
-            // Whatever call the thread was in is not to be made again in between.
-            regs.set(r, layout.restart_none);
-        }
+        layout.send(&mut regs, call);
         for (r, a) in layout.syscall_args.iter().zip(args) {
             regs.set(*r, a);
         }
@@ -324,10 +320,7 @@ impl Calls for GdbTarget {
             return Err(TargetError::Unsupported { what: "pass that many arguments to a function" });
         }
         let (base, mut regs) = (held.base, held.regs);
-        regs.set(layout.pc, entry.0);
-        if let Some(r) = layout.restart_nr {
-            regs.set(r, layout.restart_none);
-        }
+        layout.send(&mut regs, entry.0);
         for (r, a) in layout.call_args.iter().zip(args) {
             regs.set(*r, *a);
         }

@@ -27,6 +27,9 @@
 //!   blocked (kernel/signal.c, force_sig_info_to_task). What arrives stays pending.
 //! * The thread's own interrupted system call is restarted when the registers are back. For that they are put back in a stop
 //!   *within* the kernel's signal handling, which looks at restarts; it does not after a system call stop.
+//!   Where the kernel takes calls back before a tracer sees them ([`LinuxAbi::taken_back`]), it has then forgotten which call
+//!   that was: a sleep is made again with its whole timeout, and a signal that arrives *during* the injected calls has its
+//!   handler run before the thread's own call is made again, not within it.
 //! * A restartable sequence that the thread was in is aborted, as preemption would (kernel/rseq.c): it ran something else
 //!   meanwhile, and the kernel has dropped the sequence.
 //! * The memory below the stack pointer belongs to nobody on a thread's own stack, but perhaps to another coroutine
@@ -121,8 +124,8 @@ fn blocked() -> u128 {
     FAULTS.iter().fold(u128::MAX, |mask, sig| mask & !(1 << (sig - 1)))
 }
 
-/// Finds the first of `needles` (best first) in the target's code, at a multiple of `align`.
-fn search(t: &PtraceTarget, maps: &[&Mapping], needles: &[&[u8]], align: u64) -> Option<u64> {
+/// Finds the first of `needles` (best first) in the target's code, at a multiple of `align` and not at `except`.
+fn search(t: &PtraceTarget, maps: &[&Mapping], needles: &[&[u8]], align: u64, except: Option<u64>) -> Option<u64> {
     const CHUNK: u64 = 1 << 20;
     for needle in needles {
         let finder = memchr::memmem::Finder::new(needle);
@@ -135,7 +138,9 @@ fn search(t: &PtraceTarget, maps: &[&Mapping], needles: &[&[u8]], align: u64) ->
                 if t.read_mem(at, &mut buf).is_err() {
                     break;
                 }
-                if let Some(i) = finder.find_iter(&buf).map(|i| at + i as u64).find(|i| i % align == 0) {
+                if let Some(i) =
+                    finder.find_iter(&buf).map(|i| at + i as u64).find(|i| i % align == 0 && Some(*i) != except)
+                {
                     return Some(i);
                 }
                 at += CHUNK;
@@ -175,6 +180,13 @@ impl PtraceTarget {
         if let (Some(code), true) = (self.code, valid) {
             return Ok(code);
         }
+        let code = self.find_code(linux, None)?;
+        self.code = Some(code);
+        Ok(code)
+    }
+
+    /// Seeks code whose call is not at `except`.
+    fn find_code(&mut self, linux: &LinuxAbi, except: Option<u64>) -> Result<Code, TargetError> {
         let all = self.maps()?;
         // The gate page is no memory of the process: its code can't be entered in the middle.
         let mut maps: Vec<&Mapping> = all.iter().filter(|m| m.perm.exec && m.name != "[vsyscall]").collect();
@@ -187,23 +199,28 @@ impl PtraceTarget {
                 _ => 3,
             }
         });
-        let find = |needles: &[&[u8]]| search(self, &maps, needles, linux.insn_align);
+        let find = |needles: &[&[u8]]| search(self, &maps, needles, linux.insn_align, except);
         let call = find(linux.syscall_return);
-        let code = match (call, find(linux.sigreturn_code)) {
-            (Some(call), Some(sigreturn)) => Code::Returning { call, sigreturn },
+        match (call, find(linux.sigreturn_code)) {
+            (Some(call), Some(sigreturn)) => Ok(Code::Returning { call, sigreturn }),
             _ => match call.or_else(|| find(&[linux.syscall_insn])) {
-                Some(call) => Code::Bare { call },
-                None => {
-                    return Err(unsuitable(
-                        "no-syscall-instruction",
-                        self.pid,
-                        "has no system call instruction that could be used",
-                    ));
-                }
+                Some(call) => Ok(Code::Bare { call }),
+                None => Err(unsuitable(
+                    "no-syscall-instruction",
+                    self.pid,
+                    "has no system call instruction that could be used",
+                )),
             },
-        };
-        self.code = Some(code);
-        Ok(code)
+        }
+    }
+
+    /// Where the kernel has taken the thread's call back, a call at that very place would become the rest of the thread's
+    /// own one, whatever it is meant to be.
+    fn code_apart(&mut self, held: &Held) -> Result<Code, TargetError> {
+        let linux = self.linux()?;
+        let pc = held.saved.get(self.layout().pc);
+        let (Code::Returning { call, .. } | Code::Bare { call }) = held.code;
+        if linux.taken_back.is_some() && call == pc { self.find_code(linux, Some(pc)) } else { Ok(held.code) }
     }
 
     /// Stops `tid` if it can be made to call something; `None` if it has ended.
@@ -230,9 +247,10 @@ impl PtraceTarget {
         let fit = self
             .check_filter(&mut held, status.number("Seccomp") == 2)
             .and_then(|()| self.check_stack(&held))
-            .and_then(|()| self.check_restart(&held, choosy));
+            .and_then(|()| self.check_restart(&held, choosy))
+            .and_then(|()| self.code_apart(&held));
         match fit {
-            Ok(()) => Ok(Some(held)),
+            Ok(code) => Ok(Some(Held { code, ..held })),
             Err(e) => {
                 self.part(&held);
                 Err(e)
@@ -390,9 +408,6 @@ impl PtraceTarget {
     fn base_registers(&self, held: &Held) -> Registers {
         let layout = self.layout();
         let mut regs = held.saved;
-        if let Some(r) = layout.restart_nr {
-            regs.set(r, layout.restart_none);
-        }
         if let Some(g) = &held.ground {
             regs.set(layout.sp, g.sp);
             if let (Some(ra), Some(sigreturn)) = (layout.ra, g.sigreturn) {
@@ -474,7 +489,7 @@ impl PtraceTarget {
         }
         let mut regs = self.base_registers(held);
         let (Code::Returning { call, .. } | Code::Bare { call }) = held.code;
-        regs.set(layout.pc, call);
+        layout.send(&mut regs, call);
         let on_stack = self.linux()?.stack_args.map(|words| regs.get(layout.sp) + u64::from(words) * self.word());
         for (i, a) in args.iter().enumerate() {
             match (layout.syscall_args.get(i), on_stack) {
@@ -530,7 +545,7 @@ impl PtraceTarget {
             return Err(gone(self.pid));
         };
         let mut regs = self.base_registers(held);
-        regs.set(layout.pc, entry.0);
+        layout.send(&mut regs, entry.0);
         for (r, a) in layout.call_args.iter().zip(args) {
             regs.set(*r, *a);
         }

@@ -30,9 +30,11 @@ const NT_PRFPREG: usize = 2;
 const NT_X86_XSTATE: usize = 0x202;
 /// The DSP accumulators of MIPS.
 const NT_MIPS_DSP: usize = 0x800;
-/// Register sets that hold state beside the general registers. Of each group the first is taken that there is; a number
-/// that belongs to another architecture is refused by the kernel.
-pub(super) const EXTENDED_STATE: [&[usize]; 2] = [&[NT_X86_XSTATE, NT_PRFPREG], &[NT_MIPS_DSP]];
+/// The long vectors of AArch64; their lower parts are floating point registers as well.
+const NT_ARM_SVE: usize = 0x405;
+/// Register sets that hold state beside the general registers, in the order in which they are put back. Of each group the first
+/// is taken that there is; a number that belongs to another architecture is refused by the kernel.
+pub(super) const EXTENDED_STATE: [&[usize]; 3] = [&[NT_X86_XSTATE, NT_PRFPREG], &[NT_MIPS_DSP], &[NT_ARM_SVE]];
 /// PTRACE_GET_RSEQ_CONFIGURATION, since Linux 5.13; not in every libc.
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 
@@ -162,7 +164,17 @@ pub(super) fn thread_block(tid: i32) -> Option<u64> {
 }
 
 /// An address in the thread's control block, where the thread pointer is in no general register.
-#[cfg(not(any(target_arch = "mips", target_arch = "mips64")))]
+#[cfg(target_arch = "aarch64")]
+pub(super) fn thread_block(tid: i32) -> Option<u64> {
+    const NT_ARM_TLS: usize = 0x401;
+    // With SME there is a second pointer behind it.
+    let mut pointers = [0u8; 16];
+    get_regset(tid, NT_ARM_TLS, &mut pointers).ok()?;
+    pointers.first_chunk().map(|p| u64::from_ne_bytes(*p))
+}
+
+/// An address in the thread's control block, where the thread pointer is in no general register.
+#[cfg(not(any(target_arch = "mips", target_arch = "mips64", target_arch = "aarch64")))]
 pub(super) fn thread_block(_: i32) -> Option<u64> {
     None
 }

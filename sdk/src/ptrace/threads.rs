@@ -11,7 +11,9 @@
 //!   are made again by the kernel since no handler runs. Some end with EINTR for good (signal(7), "Interruption of system
 //!   calls and library functions by stop signals"): their result is changed to ERESTARTNOHAND, which makes the kernel do
 //!   the same with them, and still gives EINTR if a handler is to run (arch/x86/kernel/signal.c,
-//!   arch_do_signal_or_restart; arch/mips/kernel/signal.c, do_signal).
+//!   arch_do_signal_or_restart; arch/mips/kernel/signal.c, do_signal). Where the kernel takes calls back before a tracer sees
+//!   the thread ([`LinuxAbi::taken_back`]), the same is done by hand to those that have ended with EINTR, and undone if a
+//!   handler is to run.
 
 use super::{PtraceTarget, Status, gone, proc_error, process, sys, system, unsuitable};
 use crate::restart::restarted;
@@ -19,7 +21,7 @@ use nix::errno::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 use sys::{Event, Go};
-use tigerfix_core::arch::{Arch, RegisterLayout, Registers};
+use tigerfix_core::arch::{Arch, LinuxAbi, RegisterLayout, Registers};
 use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{TargetError, ThreadId, Threads};
 
@@ -39,6 +41,8 @@ pub(super) struct Task {
     pub(super) busy: bool,
     /// As read at the stop, the interrupted call put in order.
     pub(super) regs: Registers,
+    /// Its call had ended with EINTR, and was taken back by us.
+    taken_back: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +171,7 @@ impl PtraceTarget {
         let busy = self.tasks.len() > MANY || !self.sleeps(tid);
         match sys::seize(tid, sys::OPTIONS) {
             Ok(()) => {
-                self.tasks.insert(tid, Task { phase: Phase::Seized, busy, regs: Registers::ZERO });
+                self.tasks.insert(tid, Task { phase: Phase::Seized, busy, regs: Registers::ZERO, taken_back: false });
                 Ok(true)
             }
             Err(Errno::ESRCH) => Ok(false),
@@ -291,20 +295,73 @@ impl PtraceTarget {
             Err(Errno::ESRCH) => return Err(gone(self.pid)),
             Err(e) => return Err(system(format!("read the registers of {}", self.thread(tid)), e)),
         };
-        if let Some(again) = self.arch.linux().and_then(|l| restarted(layout, l, &regs)) {
+        let linux = self.arch.linux();
+        let taken_back = linux.and_then(|l| self.take_back(tid, l, &regs));
+        if let Some(again) = taken_back.or_else(|| linux.and_then(|l| restarted(layout, l, &regs))) {
             regs = again;
             write_registers(self.arch, tid, &regs)
                 .map_err(|e| system(format!("write the registers of {}", self.thread(tid)), e))?;
         }
         if let Some(t) = self.tasks.get_mut(&tid) {
             t.regs = regs;
+            t.taken_back = taken_back.is_some();
         }
         Ok(())
+    }
+
+    /// Where the kernel takes calls back itself, but not those that end with EINTR: the registers that make such a call again,
+    /// if it may be. Its first argument has been overwritten by the result; the kernel tells what it was while the thread is
+    /// said to be in a call.
+    fn take_back(&self, tid: i32, linux: &LinuxAbi, regs: &Registers) -> Option<Registers> {
+        const NO_CALL: i32 = -1;
+        let (layout, note) = (self.layout(), linux.taken_back? as usize);
+        let nr = regs.get(layout.syscall_nr);
+        let insn = regs.get(layout.pc).wrapping_sub(linux.syscall_insn.len() as u64);
+        let mut code = vec![0; linux.syscall_insn.len()];
+        let ended = regs.get(layout.result) == linux.eintr.wrapping_neg()
+            && linux.restart_after_eintr.contains(&nr)
+            && self.read_mem(insn, &mut code).is_ok()
+            && code == linux.syscall_insn;
+        if !ended {
+            return None;
+        }
+        sys::set_regset(tid, note, &(nr as i32).to_ne_bytes()).ok()?;
+        let call = std::fs::read_to_string(self.task_file(tid, "syscall"));
+        let _ = sys::set_regset(tid, note, &NO_CALL.to_ne_bytes());
+        // The number, and the arguments with 0x before them.
+        let call = call.ok()?;
+        let mut words = call.split_whitespace();
+        if words.next()?.parse() != Ok(nr) {
+            return None;
+        }
+        let mut regs = *regs;
+        regs.set(*layout.syscall_args.first()?, u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?);
+        regs.set(layout.pc, insn);
+        Some(regs)
+    }
+
+    /// Before a thread goes on: a call that we took back ends with EINTR after all if a handler is to run, since that is
+    /// what the program waits for.
+    fn heed_signals(&mut self, tid: i32) {
+        let (layout, Some(linux)) = (self.layout(), self.arch.linux()) else { return };
+        if !self.tasks.get(&tid).is_some_and(|t| t.taken_back) {
+            return;
+        }
+        let Some(status) = self.task_status(tid) else { return };
+        let pending = (status.mask("SigPnd") | status.mask("ShdPnd")) & !status.mask("SigBlk") & status.mask("SigCgt");
+        if let (Some(t), true) = (self.tasks.get_mut(&tid), pending != 0) {
+            t.taken_back = false;
+            t.regs.set(layout.result, linux.eintr.wrapping_neg());
+            t.regs.set(layout.pc, t.regs.get(layout.pc) + linux.syscall_insn.len() as u64);
+            // Killed meanwhile, if that fails.
+            let _ = write_registers(self.arch, tid, &t.regs);
+        }
     }
 
     /// Detaches a stopped thread, which then goes on. Only SIGKILL takes a thread out of its stop otherwise: its end has to be
     /// waited for then, since nobody learns of the end of a process before its tracer has taken that of all threads.
     pub(super) fn let_go(&mut self, tid: i32) {
+        self.heed_signals(tid);
         let mut patience = Patience::until(Instant::now() + LAST_CHANCE);
         while sys::detach(tid).is_err() {
             match self.next_event(tid, &mut patience, "end") {
@@ -495,6 +552,9 @@ impl Threads for PtraceTarget {
         let mut running = Vec::new();
         for tid in threads.iter().map(|t| t.0 as i32) {
             let held = self.held_thread() == Some(tid);
+            if !held {
+                self.heed_signals(tid);
+            }
             if let Some(t) = self.tasks.get_mut(&tid)
                 && t.phase == Phase::Stopped
                 && !held
