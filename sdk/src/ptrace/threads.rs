@@ -41,8 +41,30 @@ pub(super) struct Task {
     pub(super) busy: bool,
     /// As read at the stop, the interrupted call put in order.
     pub(super) regs: Registers,
+    /// The call that it was waiting in when it was asked to stop, where the kernel won't tell later.
+    call: Option<WaitingCall>,
     /// Its call had ended with EINTR, and was taken back by us.
     taken_back: bool,
+}
+
+/// What /proc/PID/task/TID/syscall says of a thread that waits in a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct WaitingCall {
+    nr: u64,
+    /// The first argument.
+    first: u64,
+    sp: u64,
+    pc: u64,
+}
+
+impl WaitingCall {
+    /// `NR 0xARG (six of them) 0xSP 0xPC`; outside of calls NR is -1 and there are no arguments (fs/proc/base.c,
+    /// proc_pid_syscall).
+    fn parse(text: &str) -> Option<WaitingCall> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let hex = |i: usize| u64::from_str_radix(words.get(i)?.strip_prefix("0x")?, 16).ok();
+        Some(WaitingCall { nr: words.first()?.parse().ok()?, first: hex(1)?, sp: hex(7)?, pc: hex(8)? })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +193,10 @@ impl PtraceTarget {
         let busy = self.tasks.len() > MANY || !self.sleeps(tid);
         match sys::seize(tid, sys::OPTIONS) {
             Ok(()) => {
-                self.tasks.insert(tid, Task { phase: Phase::Seized, busy, regs: Registers::ZERO, taken_back: false });
+                self.tasks.insert(
+                    tid,
+                    Task { phase: Phase::Seized, busy, regs: Registers::ZERO, call: None, taken_back: false },
+                );
                 Ok(true)
             }
             Err(Errno::ESRCH) => Ok(false),
@@ -201,12 +226,20 @@ impl PtraceTarget {
 
     /// Asks a seized thread to stop. One that has ended shows that when it is waited for.
     pub(super) fn ask(&mut self, tid: i32) {
-        if let Some(t) = self.tasks.get_mut(&tid)
-            && t.phase == Phase::Seized
-        {
+        if self.tasks.get(&tid).is_none_or(|t| t.phase != Phase::Seized) {
+            return;
+        }
+        let forgetful = self.arch.linux().is_some_and(|l| l.taken_back.is_some());
+        let call = if forgetful { self.waiting_call(tid) } else { None };
+        if let Some(t) = self.tasks.get_mut(&tid) {
             let _ = sys::interrupt(tid);
             t.phase = Phase::Asked;
+            t.call = call;
         }
+    }
+
+    fn waiting_call(&self, tid: i32) -> Option<WaitingCall> {
+        WaitingCall::parse(&std::fs::read_to_string(self.task_file(tid, "syscall")).ok()?)
     }
 
     /// Forgets a thread that has ended.
@@ -310,32 +343,32 @@ impl PtraceTarget {
     }
 
     /// Where the kernel takes calls back itself, but not those that end with EINTR: the registers that make such a call again,
-    /// if it may be. Its first argument has been overwritten by the result; the kernel tells what it was while the thread is
-    /// said to be in a call.
+    /// if it may be. The result has overwritten the first argument: it is what it was before the stop was asked for. If the
+    /// thread was not waiting then, some kernels tell it while the thread is said to be in a call, others have
+    /// nothing but the result by then, and the call stays ended.
     fn take_back(&self, tid: i32, linux: &LinuxAbi, regs: &Registers) -> Option<Registers> {
         const NO_CALL: i32 = -1;
         let (layout, note) = (self.layout(), linux.taken_back? as usize);
+        let result = linux.eintr.wrapping_neg();
         let nr = regs.get(layout.syscall_nr);
         let insn = regs.get(layout.pc).wrapping_sub(linux.syscall_insn.len() as u64);
         let mut code = vec![0; linux.syscall_insn.len()];
-        let ended = regs.get(layout.result) == linux.eintr.wrapping_neg()
+        let ended = regs.get(layout.result) == result
             && linux.restart_after_eintr.contains(&nr)
             && self.read_mem(insn, &mut code).is_ok()
             && code == linux.syscall_insn;
         if !ended {
             return None;
         }
-        sys::set_regset(tid, note, &(nr as i32).to_ne_bytes()).ok()?;
-        let call = std::fs::read_to_string(self.task_file(tid, "syscall"));
-        let _ = sys::set_regset(tid, note, &NO_CALL.to_ne_bytes());
-        // The number, and the arguments with 0x before them.
-        let call = call.ok()?;
-        let mut words = call.split_whitespace();
-        if words.next()?.parse() != Ok(nr) {
-            return None;
-        }
+        let same = |c: &WaitingCall| (c.nr, c.sp, c.pc) == (nr, regs.get(layout.sp), regs.get(layout.pc));
+        let call = self.tasks.get(&tid).and_then(|t| t.call).filter(same).or_else(|| {
+            sys::set_regset(tid, note, &(nr as i32).to_ne_bytes()).ok()?;
+            let call = self.waiting_call(tid);
+            let _ = sys::set_regset(tid, note, &NO_CALL.to_ne_bytes());
+            call.filter(|c| same(c) && c.first != result)
+        })?;
         let mut regs = *regs;
-        regs.set(*layout.syscall_args.first()?, u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?);
+        regs.set(*layout.syscall_args.first()?, call.first);
         regs.set(layout.pc, insn);
         Some(regs)
     }
