@@ -19,8 +19,8 @@ impl From<FieldError> for SettleError {
 }
 
 /// Computes `howto`'s expression from `s` (symbol), `a` (addend) and `p` (address of the field), and stores it at `offset`
-/// of `bytes`. `PltPc` is computed like `Pc`: whoever wants a veneer between passes its address as `s`. Nothing else than
-/// `Abs`, `Pc`, `PltPc`, `PagePc`, `Region` and `None` is left once a patch is linked.
+/// of `bytes`. `PltPc` is computed like `Pc`: whoever wants a veneer between passes its address as `s`. Likewise the
+/// expressions about pages, for which `s` is the slot's address if they mean one.
 ///
 /// # Errors
 /// [`SettleError`]; `bytes` is unchanged then.
@@ -37,11 +37,36 @@ pub fn settle(
         Expr::None => return Ok(()),
         Expr::Abs => s.wrapping_add_signed(a),
         Expr::Pc | Expr::PltPc => s.wrapping_add_signed(a).wrapping_sub(p),
-        Expr::PagePc { bits } => page_start(s.wrapping_add_signed(a), bits).wrapping_sub(page_start(p, bits)),
+        Expr::PagePc { bits } | Expr::GotPagePc { bits } | Expr::GotTpOffPagePc { bits } => {
+            page_start(s.wrapping_add_signed(a), bits).wrapping_sub(page_start(p, bits))
+        }
+        Expr::PageOffset { bits } | Expr::GotPageOffset { bits } | Expr::GotTpOffPageOffset { bits } => {
+            let s = s.wrapping_add_signed(a);
+            s.wrapping_sub(page_start(s, bits))
+        }
         Expr::Region { bits, after } => s.wrapping_add_signed(a).wrapping_sub(region_start(p, bits, after)),
         other => return Err(SettleError::Expression(other)),
     };
     Ok(put(arch, howto, bytes, offset, value)?)
+}
+
+/// May a relocation with this expression be left once a patch is linked: can [`settle`] compute it?
+#[must_use]
+pub fn may_be_left(expr: Expr) -> bool {
+    matches!(
+        expr,
+        Expr::None
+            | Expr::Abs
+            | Expr::Pc
+            | Expr::PltPc
+            | Expr::PagePc { .. }
+            | Expr::PageOffset { .. }
+            | Expr::GotPagePc { .. }
+            | Expr::GotPageOffset { .. }
+            | Expr::GotTpOffPagePc { .. }
+            | Expr::GotTpOffPageOffset { .. }
+            | Expr::Region { .. }
+    )
 }
 
 /// Stores a computed value at `offset` of `bytes`, with `howto`'s checks.

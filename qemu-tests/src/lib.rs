@@ -4,6 +4,7 @@
 //! a test waits for a line of output or for a state of the process, and panics with all it knows after [`DEADLINE`].
 
 pub mod blocked;
+pub mod board;
 pub mod cases;
 mod guest;
 pub mod inside;

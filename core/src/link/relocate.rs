@@ -94,7 +94,8 @@ impl Values<'_, '_, '_> {
             _ => None,
         };
         let plus = |v: u64| Outcome::Value(v.wrapping_add_signed(a));
-        // Images and programs are moved by whole pages: differences of pages are known like those of addresses.
+        // Programs are moved by whole pages, and so are most images: differences of pages are known like those of addresses.
+        let drifts = |bits: u8| cx.options.base.is_none() && cx.page_size < 1 << bits;
         let pages = |to: Where, bits: u8| {
             let page = |w: Where, a: i64| match w {
                 Where::Image(v) => Where::Image(page_start(v.wrapping_add_signed(a), bits)),
@@ -103,9 +104,13 @@ impl Values<'_, '_, '_> {
             };
             difference(page(to, a), page(p, 0))
         };
-        let page_offset = |v: u64, bits: u8| {
-            let v = v.wrapping_add_signed(a);
-            Outcome::Value(v.wrapping_sub(page_start(v, bits)))
+        let page_offset = |to: Where, bits: u8| match to {
+            Where::Image(_) if drifts(bits) => Outcome::Residue,
+            Where::Image(v) | Where::Fixed(v) => {
+                let v = v.wrapping_add_signed(a);
+                Outcome::Value(v.wrapping_sub(page_start(v, bits)))
+            }
+            Where::Later => LOST,
         };
         let slot = || item.slot.map(|i| self.image(self.layout.slot(i)));
         // The image is one piece, so differences inside it are always known.
@@ -128,23 +133,29 @@ impl Values<'_, '_, '_> {
                 None => Outcome::Residue,
             },
             (Expr::PagePc { bits }, target) => match pages(s, bits) {
+                Some(_) if drifts(bits) => Outcome::Residue,
                 Some(v) => Outcome::Value(v),
                 None if matches!(target, Target::Absolute(_)) => {
                     Outcome::Impossible("is relative, but the symbol is a fixed address")
                 }
                 None => Outcome::Residue,
             },
-            (Expr::PageOffset { bits }, target) => match (s, target) {
-                (Where::Fixed(v) | Where::Image(v), _) | (_, Target::Program(LinkAddr(v))) => page_offset(v, bits),
-                _ => LOST,
-            },
+            (Expr::PageOffset { bits }, Target::Program(LinkAddr(v))) if item.veneer.is_none() => {
+                page_offset(Where::Fixed(v), bits)
+            }
+            (Expr::PageOffset { bits }, _) => page_offset(s, bits),
+            (Expr::GotPagePc { bits } | Expr::GotTpOffPagePc { bits }, _) if drifts(bits) => {
+                slot().map_or(LOST, |_| Outcome::Residue)
+            }
             (Expr::GotPagePc { bits } | Expr::GotTpOffPagePc { bits }, _) => {
                 slot().and_then(|g| pages(g, bits)).map_or(LOST, Outcome::Value)
             }
-            (Expr::GotPageOffset { bits } | Expr::GotTpOffPageOffset { bits }, _) => match slot() {
-                Some(Where::Fixed(v) | Where::Image(v)) => page_offset(v, bits),
-                _ => LOST,
-            },
+            (Expr::GotPageOffset { bits } | Expr::GotTpOffPageOffset { bits }, _) => {
+                slot().map_or(LOST, |g| page_offset(g, bits))
+            }
+            (Expr::GotFromPage { bits }, _) if drifts(bits) => {
+                Outcome::Impossible("needs an image that is moved by whole pages (see --page-size)")
+            }
             (Expr::GotFromPage { bits }, _) => match self.got() {
                 Where::Image(v) => inside(Where::Image(page_start(v, bits))),
                 Where::Fixed(v) => inside(Where::Fixed(page_start(v, bits))),
@@ -234,8 +245,8 @@ impl Values<'_, '_, '_> {
                     // The check that the field is there; its bits are fix's business.
                     self.probe(item, contents)?;
                     let symbol = match item.veneer {
-                        Some(v) => symbols.veneer(self.layout.veneer(v), &resolver.labels, item.target),
-                        None => symbols.of(item.target, resolver, self.layout),
+                        Some(v) => symbols.inside(self.layout.veneer(v), "veneer", &resolver.labels, item.target),
+                        None => self.symbol(item, symbols, resolver),
                     };
                     *counts.entry(String::from(item.howto.name)).or_default() += 1;
                     residue.push(self.residue(item.howto, item.target, symbol, item.addend, self.field(item)));
@@ -248,6 +259,14 @@ impl Values<'_, '_, '_> {
         self.fill_got(plan, resolver, symbols, contents, &mut residue, &mut counts)?;
         residue.sort_by_key(|r| r.offset);
         Ok((residue, counts))
+    }
+
+    /// The package's symbol for what a relocation is about: its target, or the slot for it.
+    fn symbol(&self, item: &Item, symbols: &mut Symbols, resolver: &Resolver<'_, '_, '_>) -> u32 {
+        match item.slot {
+            Some(slot) => symbols.inside(self.layout.slot(slot), "slot", &resolver.labels, item.target),
+            None => symbols.of(item.target, resolver, self.layout),
+        }
     }
 
     fn residue(&self, howto: &Howto, target: Target, symbol: u32, addend: i64, offset: u64) -> Residue {
@@ -339,7 +358,7 @@ impl Values<'_, '_, '_> {
                     .map_err(|why| LinkError::Veneer { symbol: veneer.name.clone(), why })?,
                 Outcome::Impossible(why) => return Err(self.cx.not_pic(item, why)),
                 Outcome::Residue => {
-                    let symbol = symbols.of(item.target, resolver, self.layout);
+                    let symbol = self.symbol(item, symbols, resolver);
                     *counts.entry(String::from(item.howto.name)).or_default() += 1;
                     residue.push(self.residue(item.howto, item.target, symbol, item.addend, field));
                 }

@@ -12,7 +12,7 @@ use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 pub(super) struct Symbols {
     pub all: Vec<PackageSymbol>,
     of_target: BTreeMap<Target, u32>,
-    of_veneer: BTreeMap<u64, u32>,
+    of_made: BTreeMap<u64, u32>,
 }
 
 impl Symbols {
@@ -23,7 +23,7 @@ impl Symbols {
         layout: &Layout,
         bound: &dyn Fn(&str) -> bool,
     ) -> Symbols {
-        let mut out = Symbols { all: Vec::new(), of_target: BTreeMap::new(), of_veneer: BTreeMap::new() };
+        let mut out = Symbols { all: Vec::new(), of_target: BTreeMap::new(), of_made: BTreeMap::new() };
         for (o, object) in cx.objects.iter().enumerate() {
             for (i, s) in object.symbols.iter().enumerate() {
                 let At::Section { index, value } = s.at else { continue };
@@ -85,14 +85,15 @@ impl Symbols {
         index
     }
 
-    /// The index of the symbol for a veneer.
-    pub(super) fn veneer(&mut self, offset: u64, labels: &BTreeMap<Target, Label>, target: Target) -> u32 {
-        if let Some(i) = self.of_veneer.get(&offset) {
+    /// The index of the symbol for what the linker has made for `target`: a veneer, a slot.
+    pub(super) fn inside(&mut self, offset: u64, what: &str, labels: &BTreeMap<Target, Label>, target: Target) -> u32 {
+        if let Some(i) = self.of_made.get(&offset) {
             return *i;
         }
-        let name = labels.get(&target).map_or_else(String::new, |l| format!("{}.veneer", l.name));
-        let index = self.push(Label { name, size: 0, function: true, global: false }, Referent::Image(offset));
-        self.of_veneer.insert(offset, index);
+        let name = labels.get(&target).map_or_else(String::new, |l| format!("{}.{what}", l.name));
+        let index =
+            self.push(Label { name, size: 0, function: what == "veneer", global: false }, Referent::Image(offset));
+        self.of_made.insert(offset, index);
         index
     }
 }

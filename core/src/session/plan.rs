@@ -4,6 +4,7 @@ use crate::addr::{LinkAddr, RunAddr};
 use crate::arch::{Arch, CacheNeed, Code, Expr, JumpForm, Reach, Via, region_start};
 use crate::field::Overflow;
 use crate::model::{Package, Referent, Site};
+use crate::relocate::may_be_left;
 use crate::session::area::{self, Reserved};
 use crate::session::error::SessionError;
 use crate::session::imports::{Binding, Scope};
@@ -590,12 +591,7 @@ fn image_range(
     for r in &package.residue {
         let howto = arch
             .howto(r.r_type)
-            .filter(|h| {
-                matches!(
-                    h.expr,
-                    Expr::Abs | Expr::Pc | Expr::PltPc | Expr::PagePc { .. } | Expr::Region { .. } | Expr::None
-                )
-            })
+            .filter(|h| may_be_left(h.expr))
             .ok_or(SessionError::UnknownResidue { r_type: r.r_type, offset: r.offset })?;
         let Some((min, max)) = scaled_bounds(howto.overflow, howto.field.rshift) else { continue };
         let (a, off) = (i128::from(r.addend), i128::from(r.offset));
