@@ -30,7 +30,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-use tigerfix_core::arch::{Arch, ElfIdent, LinuxAbi, RegisterLayout, Vendor};
+use tigerfix_core::arch::{Arch, ElfIdent, Hazard, LinuxAbi, RegisterLayout, Vendor};
 use tigerfix_core::field::Endian;
 
 mod cache;
@@ -130,6 +130,11 @@ impl Arch for Aarch64 {
     /// For DW_CFA_AARCH64_negate_ra_state (AADWARF64, "Call frame instructions").
     fn unwind_vendor(&self) -> Vendor {
         Vendor::AArch64
+    }
+
+    fn hazard(&self, code: &[u8], at: u64) -> Option<Hazard> {
+        let what = "an address that a Cortex-A53 with erratum 843419 computes wrongly";
+        cortex_a53_843419(code, at).map(|at| Hazard { at, what })
     }
 
     #[cfg(feature = "alloc")]

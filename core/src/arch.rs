@@ -734,11 +734,25 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// not outlive the tool.
     #[cfg(feature = "alloc")]
     fn rescue_frame(&self, regs: &Registers, xstate: &[u8], sigmask: u128) -> Option<RescueFrame>;
+    /// The first place in `code`, which lies at `at`, where processors of this architecture go wrong by an erratum, though the code is
+    /// right. Whether it is there may depend on the address within a page of 4 KiB, and on nothing above.
+    fn hazard(&self, _code: &[u8], _at: u64) -> Option<Hazard> {
+        None
+    }
     /// One step out of a frame for which there is no unwind table, by following the code from its pc to its return. The
     /// caller's frame, or `None` where that can't be told for sure.
     fn step_out(&self, _frame: &Frame, _read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<Frame> {
         None
     }
+}
+
+/// Code that some processors get wrong; see [`Arch::hazard`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hazard {
+    /// Its address.
+    pub at: u64,
+    /// What it is, as a noun.
+    pub what: &'static str,
 }
 
 /// Registers of one frame of a stack, as far as they are known.

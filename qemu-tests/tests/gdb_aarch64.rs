@@ -122,3 +122,29 @@ fn from_the_command_line() {
     victim.wait_line("prime 7");
     victim.wait_for("the number that only the patch takes for a prime", |l| l == "prime 9");
 }
+
+/// An `adrp` in one of the last two words of a page, before loads and stores: the linker moves such code.
+#[test]
+fn code_with_an_erratum_is_moved() {
+    let lab = Lab::cross(TRIPLE);
+    let program = lab.program("a1_program.c", &["-O2"]);
+    let found = |nops: u32| {
+        let text = format!(
+            "#include <tigerfix/dev.h>\n\
+             int counter;\n\
+             FIXFUN(p)\n\
+             int p(void);\n\
+             __asm__(\".text\\n.rept {nops}\\nnop\\n.endr\\n.globl p\\n.type p,%function\\n\"\n\
+             \"p: adrp x0, counter\\nstr x1, [x2]\\nldr w0, [x0, :lo12:counter]\\nret\\n.size p, .-p\");\n"
+        );
+        let package =
+            std::fs::read(lab.package(&program, &lab.patch_text("patch.c", &text, &[]))).expect("gen wrote it");
+        let package = PackageReader::parse(&package).expect("a package").to_package();
+        let code = package.spans.iter().find(|s| s.perm.exec).expect("code");
+        assert_eq!(tigerfix_arch_aarch64::cortex_a53_843419(&code.data, code.offset), None, "{nops}");
+        package.sites[0].new_offset - code.offset
+    };
+    assert_eq!(found(1021), 0xff4, "is harmless");
+    assert!(found(1022) > 0xff8 && found(1023) > 0xffc);
+    assert_eq!(found(1024), 0x1000, "is harmless");
+}

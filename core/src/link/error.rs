@@ -199,6 +199,18 @@ pub enum LinkError {
         /// The largest one possible.
         max: u64,
     },
+    /// Some processors get the code wrong wherever it is put.
+    #[error("{object}: {section}: {what}, at image offset {offset:#x}")]
+    Hazard {
+        /// The object.
+        object: String,
+        /// The section.
+        section: String,
+        /// What the code is.
+        what: &'static str,
+        /// Where it is.
+        offset: u64,
+    },
     /// The image would be too large.
     #[error("the patch needs more than {max} bytes of memory ({what})")]
     TooLarge {
@@ -511,6 +523,7 @@ impl Explain for LinkError {
             LinkError::PatchIfunc { .. } => "patch-ifunc",
             LinkError::Alignment { .. } => "alignment",
             LinkError::TooLarge { .. } => "image-size",
+            LinkError::Hazard { .. } => "processor-erratum",
             LinkError::DuplicateSymbol { .. } => "duplicate-symbol",
             LinkError::BadMarker { .. } => "bad-marker",
             LinkError::VersionConflict { .. } => "version-conflict",
@@ -590,6 +603,7 @@ impl Explain for LinkError {
             LinkError::Alignment { .. } => {
                 "spans of an image are aligned to pages (--page-size), and nothing in them to more"
             }
+            LinkError::Hazard { .. } => "compile with -ffunction-sections, so that the parts can be moved one by one",
             LinkError::DuplicateSymbol { .. } => "make one of them static, or leave one object out",
             LinkError::VersionConflict { .. } => "give PATCH_VERSION in one object only",
             LinkError::NothingToReplace => "mark functions with FIXFUN(name), or use --replace NEW=OLD",

@@ -23,6 +23,9 @@ pub(super) struct Counts {
     pub landings: u64,
 }
 
+/// Room to leave before sections, bytes: object, section.
+pub(super) type Nudges = BTreeMap<(u32, u32), u64>;
+
 /// A span of the image.
 #[derive(Clone, Debug)]
 pub(super) struct SpanPlan {
@@ -83,6 +86,7 @@ impl Layout {
         bound: &dyn Fn(&str) -> bool,
         eh_frames: &BTreeMap<(u32, u32), Vec<u8>>,
         counts: Counts,
+        nudges: &Nudges,
     ) -> Result<Layout, LinkError> {
         let page = cx.page_size;
         let forms = cx.arch.forms().iter();
@@ -97,14 +101,14 @@ impl Layout {
         for part in [Part::ReadOnly, Part::Code, Part::Data] {
             c.take(|| String::from("pages"), 0, page)?;
             let offset = c.at;
-            out.sections(cx, part, false, &mut c)?;
+            out.sections(cx, part, false, nudges, &mut c)?;
             match part {
                 Part::ReadOnly => out.tables(eh_frames, counts, &mut c)?,
                 Part::Code => out.stubs(cx, counts, &mut c)?,
                 Part::Data => {}
             }
             let filled = c.at - offset;
-            out.sections(cx, part, true, &mut c)?;
+            out.sections(cx, part, true, nudges, &mut c)?;
             if part == Part::Data {
                 for common in &globals.commons {
                     // No room where the program's object stands in.
@@ -124,11 +128,22 @@ impl Layout {
         Ok(out)
     }
 
-    fn sections(&mut self, cx: &Inputs<'_, '_>, part: Part, no_bits: bool, c: &mut Cursor) -> Result<(), LinkError> {
+    fn sections(
+        &mut self,
+        cx: &Inputs<'_, '_>,
+        part: Part,
+        no_bits: bool,
+        nudges: &Nudges,
+        c: &mut Cursor,
+    ) -> Result<(), LinkError> {
         for (o, (object, fates)) in cx.objects.iter().zip(cx.fates).enumerate() {
             for (i, (s, fate)) in object.sections.iter().zip(fates).enumerate() {
                 if *fate == Fate::Keep(part) && s.no_bits() == no_bits {
-                    let at = c.take(|| format!("{} of {}", s.name, object.name), s.size, s.align)?;
+                    let what = || format!("{} of {}", s.name, object.name);
+                    if let Some(room) = nudges.get(&(o as u32, i as u32)) {
+                        c.take(what, *room, s.align)?;
+                    }
+                    let at = c.take(what, s.size, s.align)?;
                     self.sections.insert((o as u32, i as u32), (at, s.data.len() as u64));
                 }
             }
@@ -171,6 +186,11 @@ impl Layout {
     /// Offset in the image of a section.
     pub(super) fn section(&self, object: u32, section: u32) -> Option<u64> {
         self.sections.get(&(object, section)).map(|s| s.0)
+    }
+
+    /// The section that an offset in the image lies in.
+    pub(super) fn section_at(&self, offset: u64) -> Option<(u32, u32)> {
+        self.sections.iter().find(|(_, (at, len))| (*at..at + len).contains(&offset)).map(|(key, _)| *key)
     }
 
     /// Number of bytes of a section that relocations may change.

@@ -43,7 +43,7 @@ use alloc::{
 use core::cell::RefCell;
 use globals::Globals;
 use input::Object;
-use layout::{Counts, Layout};
+use layout::{Counts, Layout, Nudges};
 use relocate::{Contents, Values};
 use replace::Replacement;
 use report::Messages;
@@ -174,22 +174,31 @@ pub fn link(
     let mut plan = Plan::scan(&cx, &mut resolver, &mut messages)?;
     cx.check_binds()?;
 
-    let layout = loop {
-        let counts =
-            Counts { slots: plan.slots.len() as u64, veneers: plan.veneers.len() as u64, landings: sites.len() as u64 };
-        let layout = Layout::new(&cx, &globals, &bound, &eh_frames, counts)?;
-        let far = Values { cx: &cx, layout: &layout }.out_of_reach(&plan);
-        // Every round gives a veneer to branches that had none, so this ends.
-        if !plan.divert_all(&cx, &far)? {
-            break layout;
+    let mut nudges = Nudges::new();
+    let (layout, contents, symbols, (residue, residue_counts)) = loop {
+        let layout = loop {
+            let counts = Counts {
+                slots: plan.slots.len() as u64,
+                veneers: plan.veneers.len() as u64,
+                landings: sites.len() as u64,
+            };
+            let layout = Layout::new(&cx, &globals, &bound, &eh_frames, counts, &nudges)?;
+            let far = Values { cx: &cx, layout: &layout }.out_of_reach(&plan);
+            // Every round gives a veneer to branches that had none, so this ends.
+            if !plan.divert_all(&cx, &far)? {
+                break layout;
+            }
+        };
+        check_base(&cx, &layout)?;
+
+        let values = Values { cx: &cx, layout: &layout };
+        let mut contents = contents(&cx, &layout, &eh_frames);
+        let mut symbols = Symbols::of_image(&cx, &globals, &layout, &bound);
+        let left = values.apply(&plan, &resolver, &mut symbols, &mut contents)?;
+        if !nudge(&cx, &layout, &contents, &mut nudges)? {
+            break (layout, contents, symbols, left);
         }
     };
-    check_base(&cx, &layout)?;
-
-    let values = Values { cx: &cx, layout: &layout };
-    let mut contents = contents(&cx, &layout, &eh_frames);
-    let mut symbols = Symbols::of_image(&cx, &globals, &layout, &bound);
-    let (residue, residue_counts) = values.apply(&plan, &resolver, &mut symbols, &mut contents)?;
     arrays_of_program(&cx, &mut messages);
     hidden_addresses(&cx, &sites, &mut messages);
 
@@ -391,6 +400,36 @@ fn contents(cx: &Inputs<'_, '_>, layout: &Layout, eh_frames: &BTreeMap<(u32, u32
         out.push(bytes);
     }
     out
+}
+
+/// How often a section is moved before it is given up.
+const MAX_NUDGES: u64 = 64;
+
+/// Moves a section with code that some processors get wrong where it lies; false if there is none.
+fn nudge(cx: &Inputs<'_, '_>, layout: &Layout, contents: &Contents, nudges: &mut Nudges) -> Result<bool, LinkError> {
+    let base = cx.options.base.unwrap_or(0);
+    let code = layout.spans.iter().zip(contents).filter(|(s, _)| s.part == Part::Code);
+    let Some(hazard) = code.filter_map(|(s, bytes)| cx.arch.hazard(bytes, base.wrapping_add(s.offset))).next() else {
+        return Ok(false);
+    };
+    let offset = hazard.at.wrapping_sub(base);
+    let at = layout.section_at(offset);
+    let object = at.and_then(|(o, _)| cx.objects.get(o as usize));
+    let section = object.and_then(|o| o.sections.get(at.map_or(0, |a| a.1) as usize));
+    if let (Some(key), Some(section)) = (at, section) {
+        let step = section.align.max(cx.arch.breakpoint().len() as u64);
+        let room = nudges.entry(key).or_default();
+        *room += step;
+        if *room <= MAX_NUDGES * step {
+            return Ok(true);
+        }
+    }
+    Err(LinkError::Hazard {
+        object: object.map_or_else(String::new, |o| String::from(o.name)),
+        section: section.map_or_else(String::new, |s| s.name.clone().into_owned()),
+        what: hazard.what,
+        offset,
+    })
 }
 
 fn site(r: &Replacement, index: usize, layout: &Layout) -> Site {

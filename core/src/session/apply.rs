@@ -277,6 +277,7 @@ fn build(
         }
     }
     settle_all(arch, package, &values, image, &mut spans)?;
+    check_hazards(arch, package, image, &spans)?;
     write_spans(target, &spans, image)?;
     for (at, code) in &islands {
         target.write(*at, code.bytes())?;
@@ -350,6 +351,18 @@ fn settle_all(
         })?;
     }
     Ok(())
+}
+
+/// `gen` has laid out the code so that there is none, but for an image that is moved by less than a page.
+fn check_hazards(
+    arch: &dyn Arch,
+    package: &Package,
+    image: RunAddr,
+    spans: &[(u64, Vec<u8>)],
+) -> Result<(), SessionError> {
+    let code = |at: u64| package.spans.iter().any(|s| s.perm.exec && s.offset == at);
+    let mut found = spans.iter().filter(|s| code(s.0)).filter_map(|(o, data)| arch.hazard(data, image.offset(*o).0));
+    found.next().map_or(Ok(()), |h| Err(SessionError::Hazard { what: h.what, at: RunAddr(h.at) }))
 }
 
 fn write_spans(target: &mut dyn Target, spans: &[(u64, Vec<u8>)], image: RunAddr) -> Result<(), SessionError> {

@@ -229,6 +229,14 @@ pub enum SessionError {
         /// Offset in the image.
         offset: u64,
     },
+    /// Some processors get the image's code wrong where it would lie.
+    #[error("the image's code has {what}, at {at}")]
+    Hazard {
+        /// What it is.
+        what: &'static str,
+        /// Where.
+        at: RunAddr,
+    },
     /// No jump form fits a site.
     #[error("no jump form fits `{function}` at {at} (window of {window} bytes){}", .forced.as_ref().map_or(String::new(), |f| alloc::format!(", asked for {f}")))]
     NoJumpForm {
@@ -361,6 +369,7 @@ impl Explain for SessionError {
             SessionError::Unreachable { .. } => "unreachable",
             SessionError::Relocation { .. } => "relocation-overflow",
             SessionError::UnknownResidue { .. } => "unknown-residue",
+            SessionError::Hazard { .. } => "processor-erratum",
             SessionError::NoJumpForm { .. } => "no-jump-form",
             SessionError::NoOwnAddress { .. } => "no-own-address",
             SessionError::PageSize { .. } => "page-size",

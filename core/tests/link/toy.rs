@@ -20,6 +20,8 @@ pub struct Toy {
     pub compressed: Option<u8>,
     /// What [`Arch::same_abi`] compares.
     pub abi_section: Option<&'static str>,
+    /// Where `ud2` must not be.
+    pub erratum: fn(u64) -> bool,
 }
 
 pub const TOY: Toy = Toy {
@@ -30,6 +32,7 @@ pub const TOY: Toy = Toy {
     own_address: None,
     compressed: None,
     abi_section: None,
+    erratum: |_| false,
 };
 
 const SHORT: Howto = Howto {
@@ -174,6 +177,10 @@ impl Arch for Toy {
     fn linux(&self) -> Option<&'static LinuxAbi> {
         None
     }
+    fn hazard(&self, code: &[u8], at: u64) -> Option<Hazard> {
+        let places = code.windows(2).zip(at..).filter(|(c, _)| *c == [0x0f, 0x0b]).map(|(_, at)| at);
+        places.filter(|at| (self.erratum)(*at)).map(|at| Hazard { at, what: "an ud2 in a bad place" }).next()
+    }
     fn rescue_frame(&self, _: &Registers, _: &[u8], _: u128) -> Option<RescueFrame> {
         None
     }
@@ -262,4 +269,19 @@ fn anchors_do_not_reach_what_the_program_has() {
     let alias = function("p", "movl alias(%rip),%eax")
         + ".bss\n.globl counter,alias\n.type counter,@object\n.size counter,4\ncounter:\nalias: .zero 4\n";
     refused(toy(&alias, &LinkOptions::default()), "hidden-reference", &["`counter`"]);
+}
+
+#[test]
+fn code_is_moved_from_where_processors_get_it_wrong() {
+    let program = bare(PROGRAM);
+    let source = ".p2align 4\n.fill 16\n".to_owned() + &function("p", "ud2") + ".section .text.b,\"ax\"\nnop\n";
+    let o = object_named("p.s", &source, "");
+    let linked = |erratum| {
+        let arch = Toy { erratum, ..TOY };
+        link(&arch, &Program::parse(&program).unwrap(), &[("p0.o".into(), &o)], &LinkOptions::default())
+    };
+    let place = |l: Result<Linked, LinkError>| l.unwrap().package.sites[0].new_offset % 0x1000;
+    assert_eq!(place(linked(|_| false)), 16);
+    assert_eq!(place(linked(|at| at % 0x1000 < 0x60)), 0x60, "by as many steps as it takes");
+    refused(linked(|_| true), "processor-erratum", &["p0.o: .text: an ud2 in a bad place, at image offset"]);
 }
