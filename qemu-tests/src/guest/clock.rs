@@ -83,6 +83,11 @@ impl Stub {
     }
 }
 
+/// A connection to one of qemu's sockets, which it makes one after the other.
+fn connected(socket: &Path) -> UnixStream {
+    crate::until("a socket of qemu", || UnixStream::connect(socket).ok())
+}
+
 fn bytes(hex: &str) -> Vec<u8> {
     let digits = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).expect("hex digits");
     (0..hex.len() / 2).map(|i| digits(2 * i)).collect()
@@ -95,7 +100,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Waits until the state has been read, then sets the clock going and lets the guest run. qemu was started with `-S`.
 pub(super) fn start(monitor: &Path, stub: &Path, endian: Endian) {
     wait_for_state(monitor);
-    let mut stub = Stub(UnixStream::connect(stub).expect("qemu's stub"));
+    let mut stub = Stub(connected(stub));
     stub.0.set_read_timeout(Some(DEADLINE)).expect("a socket");
     let saved = stub.ask("g");
     let registers = bytes(&saved);
@@ -129,7 +134,7 @@ pub(super) fn start(monitor: &Path, stub: &Path, endian: Endian) {
 
 /// Until qemu has taken over the saved state; asks its monitor.
 fn wait_for_state(monitor: &Path) {
-    let mut monitor = UnixStream::connect(monitor).expect("qemu's monitor");
+    let mut monitor = connected(monitor);
     monitor.set_read_timeout(Some(DEADLINE)).expect("a socket");
     let mut line = |command: &str| {
         monitor.write_all(command.as_bytes()).expect("qemu's monitor listens");
