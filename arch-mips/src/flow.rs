@@ -169,8 +169,8 @@ pub(crate) fn words(endian: Endian, code: &[u8]) -> impl Iterator<Item = u32> + 
 /// Reports everything in `code`, which lies at `at`, that could be a branch, call or address computation into `lo..hi`:
 ///
 /// * direct branches and calls, and `jr`/`jalr` with a register whose value is known;
-/// * `addiu`, `ori` and the like that complete an address, and loads and stores with a constant address;
-/// * loads of an address word, from the GOT or elsewhere, whose content is in `constants`.
+/// * `addiu`, `ori` and the like that complete an address (but not loads and stores that have one: nobody gets there);
+/// * loads of an address from the GOT, as far as its contents are in `constants`.
 ///
 /// Code is followed in the order of addresses, not of execution. What the compiler has put into a register with `lui` or
 /// from the GOT counts in address computations until the fourth next such value for the same register, whatever else is
@@ -220,9 +220,10 @@ fn scan<const BIG: bool, const IS_64: bool>(
                 hit(from, to);
             }
         };
-        // The opcodes of branches, as bits: SPECIAL and COP1 are looked at closer.
+        // The opcodes of branches, as bits; of SPECIAL, jr and jalr are looked at.
         const BRANCHES: u64 = 0x0000_0000_20f7_00ff;
-        if BRANCHES >> (word >> 26) & 1 == 1 {
+        let op = word >> 26;
+        if BRANCHES >> op & 1 == 1 && (op != 0 || word & 0x3e == 8) {
             let branch = classify(word);
             if let Some(to) = branch.target(IS_64, from) {
                 offer(to);
@@ -371,17 +372,15 @@ mod tests {
     fn references_are_found() {
         let word = |at: u64| (at == 0x42_0010).then_some(0x40_8000u64);
         let constants = Constants { gp: Some(0x42_7ff0), word: &word };
-        // code, (from, to)
-        type Row<'a> = (&'a [u32], &'a [(u64, u64)]);
-        let rows: &[Row<'_>] = &[
+        type Row = (&'static [u32], &'static [(u64, u64)]);
+        let rows: &[Row] = &[
             (&[0x0c10_0800, 0], &[(0, 0x40_2000)]),           // jal 0x402000
             (&[0x1000_ffff, 0], &[(0, 0x40_1000)]),           // b .
             (&[0x3c02_0040, 0x2442_2000], &[(4, 0x40_2000)]), // lui v0; addiu v0
             (&[0x3c02_0041, 0x2444_8000], &[(4, 0x40_8000)]), // lui v0; addiu a0, v0, -32768
             (&[0x3c02_0040, 0x3444_8000], &[(4, 0x40_8000)]), // lui v0; ori a0, v0, 0x8000
-            (&[0x3c02_0041, 0x8c44_8000], &[(4, 0x40_8000)]), // lui v0; lw a0, -32768(v0)
-            // lui v0; addu v0, v0, a0; lw v0, -32768(v0): an indexed table
-            (&[0x3c02_0041, 0x0044_1021, 0x8c42_8000], &[(8, 0x40_8000)]),
+            // lui v0; addu v1, v0, a0; addiu v1, v1, -32768: an indexed table
+            (&[0x3c02_0041, 0x0044_1821, 0x2463_8000], &[(8, 0x40_8000)]),
             // lui v0, 0x41; lw v0, 0(a0); addiu v0, v0, -32768: a branch may lead from the first to the third
             (&[0x3c02_0041, 0x8c82_0000, 0x2442_8000], &[(8, 0x40_8000)]),
             (&[0x8f99_8020, 0x0320_f809, 0], &[(0, 0x40_8000), (4, 0x40_8000)]), // lw t9, -32736(gp); jalr t9

@@ -12,6 +12,8 @@
 //!   file, but relative to their place. Each meaning has a row, under a number that the psABI leaves free.
 //! * n64 has up to three operations in one entry, each working on the result of the one before. What compilers make of
 //!   that are a few combinations; here each is one type, whose number is type | type2 << 8 | type3 << 16, as in the file.
+//! * `R_MIPS_CALL16` is a slot for calls alone: of a function that is replaced it may hold the new one's address, while a
+//!   slot of `R_MIPS_GOT16` has to hold the old one's, by which pointers to it are compared.
 //! * `R_MIPS_GPREL16` in code is about the *program's* global pointer (small data), `R_MIPS_GPREL32` about the GOT pointer of
 //!   the code's own module (entries of jump tables; there only the new function can be meant).
 //! * O32 takes `R_MIPS_64` for a data word whose upper half repeats the address's sign.
@@ -122,7 +124,7 @@ static HOWTOS_32: [Howto; 28] = {
         row(GPREL16, GpRel, LO, S16, Role::Address),
         row(GOT16, Got, LO, S16, Role::Got),
         branch(PC16, Pc, BRANCH_FIELD, S16),
-        row(CALL16, Got, LO, S16, Role::Got),
+        row(CALL16, Got, LO, S16, Role::Branch),
         row(GPREL32, GotOff, Field::data(4), ANY, Role::Own),
         row(ABS64, Abs, Field::data(8), ANY, Role::Address),
         row(GOT_DISP, Got, LO, S16, Role::Got),
@@ -130,8 +132,8 @@ static HOWTOS_32: [Howto; 28] = {
         row(GOT_OFST, Abs, LO, ANY, Role::Address),
         row(GOT_HI16, Got, HI, ANY, Role::Got),
         row(GOT_LO16, Got, LO, ANY, Role::Got),
-        row(CALL_HI16, Got, HI, ANY, Role::Got),
-        row(CALL_LO16, Got, LO, ANY, Role::Got),
+        row(CALL_HI16, Got, HI, ANY, Role::Branch),
+        row(CALL_LO16, Got, LO, ANY, Role::Branch),
         row(JALR, Expr::None, Field::NONE, ANY, Role::Hint),
         row(TLS_GOTTPREL, GotTpOff, LO, S16, Role::Tls),
         row(TLS_TPREL_HI16, TpOff, HI, ANY, Role::Tls),
@@ -158,7 +160,7 @@ static HOWTOS_64: [Howto; 30] = {
         // The n64 ABI has GOT_PAGE and GOT_OFST for local symbols, and leaves GOT16 to global ones.
         row(GOT16, Got, LO, S16, Role::Got),
         branch(PC16, Pc, BRANCH_FIELD, S16),
-        row(CALL16, Got, LO, S16, Role::Got),
+        row(CALL16, Got, LO, S16, Role::Branch),
         row(GPREL32, GotOff, Field::data(4), Overflow::Signed(32), Role::Own),
         row(ABS64, Abs, Field::data(8), ANY, Role::Address),
         row(GOT_DISP, Got, LO, S16, Role::Got),
@@ -168,8 +170,8 @@ static HOWTOS_64: [Howto; 30] = {
         row(GOT_LO16, Got, LO, ANY, Role::Got),
         row(HIGHER, Abs, HIGHER_FIELD, ANY, Role::Address),
         row(HIGHEST, Abs, HIGHEST_FIELD, ANY, Role::Address),
-        row(CALL_HI16, Got, HI, ANY, Role::Got),
-        row(CALL_LO16, Got, LO, ANY, Role::Got),
+        row(CALL_HI16, Got, HI, ANY, Role::Branch),
+        row(CALL_LO16, Got, LO, ANY, Role::Branch),
         row(JALR, Expr::None, Field::NONE, ANY, Role::Hint),
         row(TLS_GOTTPREL, GotTpOff, LO, S16, Role::Tls),
         row(TLS_TPREL_HI16, TpOff, HI, ANY, Role::Tls),

@@ -93,6 +93,8 @@ struct Path {
     stored: Vec<(u64, Option<u64>)>,
     /// Where the value of `$ra` was loaded from.
     ra_slot: Option<u64>,
+    /// It was stored there on the way.
+    ra_stored: bool,
     /// A call was passed, so what comes is no prologue.
     called: bool,
     /// A frame was made on the way.
@@ -106,6 +108,7 @@ struct Exit {
     regs: [Option<u64>; 32],
     sp: u64,
     ra_slot: Option<u64>,
+    ra_stored: bool,
     entered: bool,
 }
 
@@ -140,11 +143,12 @@ pub fn step_out(
             return Some(outermost(regs, sp));
         }
         // At a return the registers that calls may change hold what the caller does not know.
-        regs[1..16].fill(None);
-        regs[24..26].fill(None);
-        regs[RA] = None;
+        for r in (1..16).chain([24, 25, RA]) {
+            regs[r] = None;
+        }
     }
-    let start = Path { pc, regs, stored: Vec::new(), ra_slot: None, called: !frame.exact, entered: false };
+    let start =
+        Path { pc, regs, stored: Vec::new(), ra_slot: None, ra_stored: false, called: !frame.exact, entered: false };
     let exits = follow(&mut memory, start)?;
     let exit = agreed(&exits)?;
     check(&mut memory, pc, &regs, frame.exact, &exit)?;
@@ -270,8 +274,8 @@ fn follow(memory: &mut Memory<'_>, start: Path) -> Option<Vec<Exit>> {
                 }
                 Next::Out(pc) => {
                     if let Some(sp) = path.regs[SP] {
-                        let Path { regs, ra_slot, entered, .. } = path;
-                        exits.push(Exit { pc, regs, sp, ra_slot, entered });
+                        let Path { regs, ra_slot, ra_stored, entered, .. } = path;
+                        exits.push(Exit { pc, regs, sp, ra_slot, ra_stored, entered });
                         budget = budget.min(BUDGET_MORE);
                     }
                     break;
@@ -301,6 +305,7 @@ fn agreed(exits: &[Exit]) -> Option<Exit> {
             out.ra_slot = out.ra_slot.or(e.ra_slot);
         }
         out.entered |= e.entered;
+        out.ra_stored &= e.ra_stored;
     }
     Some(out)
 }
@@ -394,6 +399,7 @@ impl Path {
                 let value = if len == width { at.and_then(|at| self.load(memory, at, len)) } else { None };
                 if rt == RA {
                     self.ra_slot = at;
+                    self.ra_stored = self.stored.iter().any(|s| Some(s.0) == at);
                 }
                 value
             }
@@ -566,7 +572,10 @@ fn read_prologue(memory: &mut Memory<'_>, p: &mut Prologue, pc: u64) {
             p.reloaded = false;
         } else if ra_access(is_64, word, true).is_some() {
             p.reloaded = true;
-        } else if near && let Some(n) = allocates(is_64, word) {
+        } else if near
+            && !p.has_fp
+            && let Some(n) = allocates(is_64, word)
+        {
             p.size += n;
         } else if near {
             match word >> 26 {
@@ -576,7 +585,8 @@ fn read_prologue(memory: &mut Memory<'_>, p: &mut Prologue, pc: u64) {
                     small[rt] = small[rs].map(|v| v.wrapping_add(word as u16 as i16 as i64 as u64));
                 }
                 // subu dsubu $sp, $sp, $r
-                0x00 if matches!(word & 0x3f, 0x23 | 0x2f) && rs == SP && rd == SP => {
+                // (behind the frame pointer it makes an array)
+                0x00 if matches!(word & 0x3f, 0x23 | 0x2f) && rs == SP && rd == SP && !p.has_fp => {
                     p.size = p.size.saturating_add(small[rt].unwrap_or(LARGEST_FRAME));
                 }
                 // addu daddu or: move $fp, $sp
@@ -634,6 +644,8 @@ fn check(memory: &mut Memory<'_>, pc: u64, regs: &[Option<u64>; 32], exact: bool
     let of_pointer = p.has_fp && regs[FP].is_some_and(|fp| fp >= sp && exit.sp == fp.wrapping_add(p.size));
     let slot = p.ra_below.and_then(|b| exit.sp.checked_sub(b));
     match exit.ra_slot {
+        // In the middle of the prologue.
+        Some(_) if !exit.entered && exact && exit.ra_stored && p.ra_below.is_none() => of_stack.then_some(()),
         // The usual case: made by this prologue, and undone behind the pc.
         Some(at) if !exit.entered => ((of_stack || of_pointer) && slot == Some(at)).then_some(()),
         // A frame that is still to be made.
@@ -646,6 +658,154 @@ fn check(memory: &mut Memory<'_>, pc: u64, regs: &[Option<u64>; 32], exact: bool
             let unsaved = p.ra_below.is_none() && (of_stack || exit.sp == sp);
             let past = p.reloaded && (of_stack || exit.sp == sp);
             (!own && (unsaved || past)).then_some(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const CODE: u64 = 0x40_1000;
+    const STACK: u64 = 0x7fff_0000;
+    /// Where all that is followed returns to: behind `jal 0x401000; nop`.
+    const CALLER: u64 = 0x40_0008;
+
+    struct Machine {
+        words: Vec<(u64, u32)>,
+        stack: Vec<(u64, u64)>,
+        is_64: bool,
+    }
+
+    fn machine(is_64: bool, code: &[u32]) -> Machine {
+        let mut words: Vec<(u64, u32)> = (0..).map(|i| CODE + 4 * i).zip(code.iter().copied()).collect();
+        words.extend([(CALLER - 8, 0x0c10_0400), (CALLER - 4, 0)]);
+        Machine { words, stack: Vec::new(), is_64 }
+    }
+
+    impl Machine {
+        /// Big-endian memory; blocks of code are zero where there is none, the stack is unreadable there.
+        fn read(&self, at: u64, out: &mut [u8]) -> bool {
+            if at >= STACK {
+                let Some(s) = self.stack.iter().find(|s| s.0 == at) else { return false };
+                let bytes = s.1.to_be_bytes();
+                out.copy_from_slice(&bytes[8 - out.len()..]);
+                return true;
+            }
+            for (i, b) in out.iter_mut().enumerate() {
+                let here = at + i as u64;
+                let word = self.words.iter().find(|w| w.0 == here & !3);
+                *b = word.map_or(0, |w| w.1.to_be_bytes()[(here & 3) as usize]);
+            }
+            true
+        }
+        fn step(&self, pc: u64, exact: bool, set: &[(u8, u64)]) -> Option<(u64, u64)> {
+            self.out(pc, exact, set).map(|f| (f.regs.get(PC), f.regs.get(SP as u8)))
+        }
+        fn out(&self, pc: u64, exact: bool, set: &[(u8, u64)]) -> Option<Frame> {
+            let mut frame = Frame { regs: Registers::ZERO, known: 1 << PC | 1 << SP, exact };
+            frame.regs.set(PC, pc);
+            frame.regs.set(SP as u8, STACK);
+            for &(r, v) in set {
+                frame.regs.set(r, v);
+                frame.known |= 1 << r;
+            }
+            step_out(self.is_64, Endian::Big, &frame, &mut |at, out| self.read(at, out))
+        }
+    }
+
+    /// `addiu sp, -32; sw ra, 28(sp); jal; nop; lw ra, 28(sp); jr ra; addiu sp, 32`
+    const FRAMED: [u32; 7] = [0x27bd_ffe0, 0xafbf_001c, 0x0c10_0800, 0, 0x8fbf_001c, 0x03e0_0008, 0x27bd_0020];
+
+    #[test]
+    fn a_function_with_a_frame() {
+        let mut m = machine(false, &FRAMED);
+        let ra = [(31, CALLER)];
+        assert_eq!(m.step(CODE, true, &ra), Some((CALLER, STACK)), "at its entry");
+        assert_eq!(m.step(CODE + 4, true, &ra), Some((CALLER, STACK + 32)), "before $ra is saved");
+        m.stack.push((STACK + 28, CALLER));
+        assert_eq!(m.step(CODE + 16, false, &[]), Some((CALLER, STACK + 32)), "waiting for a callee");
+        assert_eq!(m.step(CODE + 20, true, &ra), Some((CALLER, STACK + 32)), "about to return");
+        // What lies there is no return address.
+        m.stack = std::vec![(STACK + 28, CALLER + 0x100)];
+        assert_eq!(m.step(CODE + 16, false, &[]), None);
+        m.stack.clear();
+        assert_eq!(m.step(CODE + 16, false, &[]), None, "unreadable");
+    }
+
+    #[test]
+    fn a_function_without_a_frame() {
+        let m = machine(false, &[0x2442_0001, 0x1440_fffe, 0, 0x03e0_0008, 0]); // a loop, then jr ra
+        assert_eq!(m.step(CODE, true, &[(31, CALLER)]), Some((CALLER, STACK)));
+        assert_eq!(m.step(CODE + 8, false, &[(31, CALLER)]), None, "it calls nobody");
+        assert_eq!(m.step(CODE, true, &[]), None, "$ra is not known");
+    }
+
+    #[test]
+    fn a_call_that_does_not_return_leads_nowhere() {
+        // addiu sp, -32; sw ra, 28(sp); jal; nop; and what is behind belongs to somebody else:
+        // lw ra, 60(sp); jr ra; addiu sp, 64
+        let mut m = machine(false, &[0x27bd_ffe0, 0xafbf_001c, 0x0c10_0800, 0, 0x8fbf_003c, 0x03e0_0008, 0x27bd_0040]);
+        m.stack = std::vec![(STACK + 28, CALLER), (STACK + 60, CALLER)];
+        assert_eq!(m.step(CODE + 16, false, &[]), None);
+        // b .: nobody gets out of there.
+        let m = machine(false, &[0x27bd_ffe0, 0xafbf_001c, 0x0c10_0800, 0, LOOP, 0]);
+        assert_eq!(m.step(CODE + 16, false, &[]), Some((0, STACK)));
+    }
+
+    #[test]
+    fn a_frame_pointer_outlives_an_array() {
+        // addiu sp, -32; sw ra, 28(sp); sw fp, 24(sp); move fp, sp; subu sp, sp, v0; jal; nop;
+        // move sp, fp; lw ra, 28(sp); lw fp, 24(sp); jr ra; addiu sp, 32
+        let code = [
+            0x27bd_ffe0,
+            0xafbf_001c,
+            0xafbe_0018,
+            0x03a0_f025,
+            0x03a2_e823,
+            0x0c10_0800,
+            0,
+            0x03c0_e825,
+            0x8fbf_001c,
+            0x8fbe_0018,
+            0x03e0_0008,
+            0x27bd_0020,
+        ];
+        let mut m = machine(false, &code);
+        m.stack = std::vec![(STACK + 0x11c, CALLER), (STACK + 0x118, 0x1234)];
+        let up = m.out(CODE + 28, false, &[(30, STACK + 0x100)]).expect("by the frame pointer");
+        assert_eq!((up.regs.get(PC), up.regs.get(29), up.regs.get(30)), (CALLER, STACK + 0x120, 0x1234));
+        assert_eq!(m.step(CODE + 28, false, &[]), None);
+    }
+
+    #[test]
+    fn n64_frames() {
+        // daddiu sp, -32; sd ra, 24(sp); jal; nop; ld ra, 24(sp); jr ra; daddiu sp, 32
+        let mut m = machine(true, &[0x67bd_ffe0, 0xffbf_0018, 0x0c10_0800, 0, 0xdfbf_0018, 0x03e0_0008, 0x67bd_0020]);
+        m.stack.push((STACK + 24, CALLER));
+        assert_eq!(m.step(CODE + 16, false, &[]), Some((CALLER, STACK + 32)));
+    }
+
+    #[test]
+    fn signal_frames() {
+        // What the kernel would restore from is what the back end builds such frames of.
+        for (is_64, li) in [(false, LI_V0 | 4193), (true, LI_V0 | 5211)] {
+            let mut regs = Registers::ZERO;
+            (1..32u8).for_each(|r| regs.set(r, 0x1000 * u64::from(r)));
+            regs.set(SP as u8, STACK + 0x4000);
+            regs.set(PC, 0x40_1234);
+            let arch = if is_64 { &crate::MIPS64 } else { &crate::MIPS };
+            let built = tigerfix_core::arch::Arch::rescue_frame(arch, &regs, &[], 0).expect("a frame");
+            let mut m = machine(is_64, &[li, SYSCALL]);
+            let (words, _) = built.bytes.as_chunks::<8>();
+            m.stack = (0..).map(|i| built.at + 8 * i).zip(words.iter().map(|w| u64::from_be_bytes(*w))).collect();
+            for (pc, exact) in [(CODE, false), (CODE, true), (CODE + 4, true)] {
+                let up = m.out(pc, exact, &[(29, built.at)]).expect("the interrupted frame");
+                assert!(up.exact);
+                assert_eq!((up.regs.get(PC), up.regs.get(29)), (0x40_1234, STACK + 0x4000));
+                assert!((1..29).all(|r| up.regs.get(r) == 0x1000 * u64::from(r)));
+            }
         }
     }
 }

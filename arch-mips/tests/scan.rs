@@ -11,7 +11,7 @@ use tigerfix_arch_mips::operands::operands;
 use tigerfix_core::arch::Constants;
 use tigerfix_core::field::{Endian, load};
 
-const FUNCTIONS: usize = 240;
+const FUNCTIONS: usize = 96;
 
 /// Functions of which each is used in one place only, in one of many ways, with enough around to keep a compiler busy.
 fn source() -> String {
@@ -174,12 +174,15 @@ fn capstone_sees_the_same_branches() {
                 let detail = cs.insn_detail(insn).expect("details");
                 let groups: Vec<u8> = detail.groups().iter().map(|g| g.0).collect();
                 // Coprocessor 2 and the extensions of some makers are none of ours.
-                if operands(is_64, word).is_none() {
+                // COP3 is one of those in MIPS I only.
+                if operands(is_64, word).is_none() || name.starts_with("bc3") {
                     unknown.insert(name.to_owned());
                     continue;
                 }
                 // jump, call, branch relative
-                let branches = groups.iter().any(|g| [1, 2, 7].contains(g)) && name != "eret" && name != "deret";
+                // Its groups leave out calls.
+                let calls = ["jal", "bal", "bltzal", "bgezal"].iter().any(|c| name.starts_with(c));
+                let branches = (calls || groups.iter().any(|g| [1, 2, 7].contains(g))) && !name.ends_with("eret");
                 let plain = matches!(b.kind, Kind::Next | Kind::Stop | Kind::ExceptionReturn);
                 assert_eq!(branches, !plain, "{word:08x} {name} {groups:?} {b:?}");
                 if let Some(target) = b.target(is_64, at) {
@@ -206,11 +209,14 @@ fn speed() {
     let got = file.section_by_name(".got").map(|s| (s.address(), s.data().expect("a GOT").to_vec())).expect("a GOT");
     let word = |a: u64| Some(load(got.1.get((a.checked_sub(got.0)? as usize)..)?.get(..4)?, Endian::Big));
     let constants = Constants { gp: Some(got.0 + 0x7ff0), word: &word };
-    for _ in 0..5 {
+    let mut n = 0;
+    let mut once = || {
         let start = std::time::Instant::now();
-        let mut n = 0;
+        n = 0;
         scan_branches(false, Endian::Big, code, at, at, at + code.len() as u64, &constants, &mut |_, _| n += 1);
-        let took = start.elapsed();
-        println!("{} KB, {n} hits, {took:?}: {:?} for 600 KB", code.len() >> 10, took * 600 * 1024 / code.len() as u32);
-    }
+        start.elapsed()
+    };
+    // Others may use the processor, too.
+    let took = (0..100).map(|_| once()).min().expect("a hundred");
+    println!("{} KB, {n} hits, {took:?}: {:?} for 600 KB", code.len() >> 10, took * 600 * 1024 / code.len() as u32);
 }

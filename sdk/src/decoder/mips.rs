@@ -141,14 +141,17 @@ fn plain_text(word: u32) -> String {
 
 /// The likeliest of the addresses that an instruction uses.
 #[derive(Default)]
-struct Refers(Option<(Use, u64)>);
+struct Refers(Option<u64>);
 
 impl Refers {
     fn offer(&mut self, usage: Use, to: u64) {
         // What an entry of the GOT holds says more than where the entry is.
         if self.0.is_none() || usage == Use::Content {
-            self.0 = Some((usage, to));
+            self.0 = Some(to);
         }
+    }
+    fn access(&mut self, at: Option<u64>) {
+        self.0 = self.0.or(at);
     }
 }
 
@@ -181,11 +184,13 @@ impl super::Isa for Isa {
             let register = tracker.value(first.branch.register);
             let register = register.filter(|_| first.branch.kind == Kind::Register);
             let flow = self.flow(&first, register);
+            refers.access(tracker.access(first.word));
             tracker.step(first.addr, first.word, &mut |usage, to| refers.offer(usage, to));
             let (mut reads, mut writes) = (self.bits(first.effects.reads), self.bits(first.effects.writes));
             let mut text = self.text(capstone, code, at, &first);
             let mut len = 4;
             if let Some(s) = slot {
+                refers.access(tracker.access(s.word));
                 tracker.step(s.addr, s.word, &mut |usage, to| refers.offer(usage, to));
                 reads |= self.bits(s.effects.reads);
                 writes |= self.bits(s.effects.writes);
@@ -206,7 +211,7 @@ impl super::Isa for Isa {
                 _ => {}
             }
             falls = !matches!(flow, Flow::Jump(_) | Flow::JumpIndirect | Flow::Return | Flow::Stop);
-            let refers = refers.0.map(|r| r.1);
+            let refers = refers.0;
             insns.push(Insn { addr: first.addr, len: len as u8, flow, refers, reads, writes, text });
             at += len;
         }
