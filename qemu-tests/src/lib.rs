@@ -8,6 +8,7 @@ pub mod cases;
 mod guest;
 mod lab;
 mod memory;
+pub mod on_guests;
 mod stub;
 mod tool;
 mod victim;

@@ -1,42 +1,51 @@
 //! From this machine, through a gdbserver inside a MIPS Linux guest: tfix patches processes there.
 
-use qemu_tests::cases::{A1, A2, A3, A4, A5, Case, build, live};
+use qemu_tests::on_guests::{PIE, PLAIN, all_cases, calls_with_a_timeout, calls_with_an_event, threads};
 use qemu_tests::{Guest, GuestGdbserver, Lab};
 
-/// Position-independent and dynamic, as compilers make programs by default.
-const PIE: &[&str] = &["-fPIE", "-pie"];
-/// Static code that is called by its address alone.
-const PLAIN: &[&str] = &["-mno-abicalls", "-fno-pic", "-fno-pie", "-no-pie", "-static"];
-
-fn case<C: Case>(server: &GuestGdbserver, guest: &str, opt: &str, link: &[&str]) {
-    let lab = Lab::for_guest(&Guest::get(guest)).behind(server.address());
-    let plain: &[&str] = if link == PLAIN { &["-mno-abicalls", "-fno-pic"] } else { &[] };
-    let program = build::<C>(&lab, opt, link, &[]).0;
-    let patch = lab.object(&format!("{}_patch.c", C::STEM), &[&[opt, "-fPIC"], plain].concat());
-    let package = lab.package(&program, &patch);
-    let mut victim = lab.start::<&str>(&program, &[]);
-    C::shows_old(&mut victim);
-    live::<C>(victim, &package);
+/// Does it with a gdbserver of its own in the guest.
+fn through(guest: &str, test: impl FnOnce(&dyn Fn() -> Lab)) {
+    let guest = Guest::bare(guest);
+    let server = GuestGdbserver::start(&guest);
+    test(&|| Lab::for_guest(&guest).behind(server.address()));
 }
 
-fn all_cases(guest: &str, opt: &str, link: &[&str]) {
-    let running = Guest::get(guest);
-    let server = GuestGdbserver::start(&running);
-    case::<A1>(&server, guest, opt, link);
-    case::<A2>(&server, guest, opt, link);
-    case::<A3>(&server, guest, opt, link);
-    case::<A5>(&server, guest, opt, link);
-    if opt == "-O0" {
-        // At higher levels the compiler may inline the function, and gen refuses: a_cases.rs.
-        case::<A4>(&server, guest, opt, link);
-    }
+macro_rules! on {
+    ($($guest:ident)*) => {
+        $(mod $guest {
+            use super::*;
+            const GUEST: &str = stringify!($guest);
+
+            #[test]
+            fn a_cases_pie_o0() {
+                through(GUEST, |lab| all_cases(lab, "-O0", PIE));
+            }
+            #[test]
+            fn a_cases_pie_o2() {
+                through(GUEST, |lab| all_cases(lab, "-O2", PIE));
+            }
+            #[test]
+            fn a_cases_plain_o0() {
+                through(GUEST, |lab| all_cases(lab, "-O0", PLAIN));
+            }
+            #[test]
+            fn a_cases_plain_o2() {
+                through(GUEST, |lab| all_cases(lab, "-O2", PLAIN));
+            }
+            #[test]
+            fn calls_that_wait_for_an_event() {
+                through(GUEST, |lab| calls_with_an_event(lab));
+            }
+            #[test]
+            fn calls_that_wait_for_a_time() {
+                through(GUEST, |lab| calls_with_a_timeout(lab));
+            }
+            #[test]
+            fn eight_busy_threads() {
+                through(GUEST, |lab| threads(&lab(), 5));
+            }
+        })*
+    };
 }
 
-#[test]
-fn a_cases_pie_o0() {
-    all_cases("mipsel", "-O0", PIE);
-}
-#[test]
-fn a_cases_plain_o2() {
-    all_cases("mipsel", "-O2", PLAIN);
-}
+on!(mipsel mips64el);
