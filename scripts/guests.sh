@@ -8,7 +8,7 @@
 #
 # What was made is kept in the cache that scripts/setup.sh names; delete a guest's directory there to make it anew.
 # A guest's directory has: kernel, initrd, state, and `command`, the arguments to start it with, one in each line, in which
-# @STATE@ and @SOCKETS@ stand for the state and a directory of one's own.
+# @GUEST@ and @SOCKETS@ stand for the guest's directory and one of one's own.
 
 guests_repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 guests_files=$guests_repository/scripts/guests
@@ -172,6 +172,7 @@ guest_save() {
     mkdir -p "$sockets"
     while IFS= read -r line; do
         line=${line//@SOCKETS@/$sockets}
+        line=${line//@GUEST@/$dir}
         arguments+=("$line")
     done < <(sed '/^-incoming$/,$d' "$dir/command")
     mkfifo "$sockets/to-monitor"
@@ -240,14 +241,14 @@ prepare_guest() {
             printf '%s\n' "$guest_qemu"
             # shellcheck disable=SC2086
             printf '%s\n' $guest_machine
-            printf '%s\n' -kernel "$dir/kernel" -initrd "$dir/initrd" -append "console=$guest_console quiet panic=-1"
+            printf '%s\n' -kernel @GUEST@/kernel -initrd @GUEST@/initrd -append "console=$guest_console quiet panic=-1"
             printf '%s\n' -display none -vga none -no-reboot -nic none -serial file:@SOCKETS@/console -device virtio-serial-pci
             local port
             for port in 1 2 3 4; do
                 printf '%s\n' -chardev "socket,id=port$port,path=@SOCKETS@/port$port,server=on,wait=off" \
                     -device "virtserialport,chardev=port$port,nr=$port"
             done
-            printf '%s\n' -incoming "exec:cat @STATE@"
+            printf '%s\n' -incoming "exec:cat @GUEST@/state"
         } >"$dir/command"
         guest_save "$dir"
         printf '%s\n' "$key" >"$dir/key"

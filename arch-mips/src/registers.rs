@@ -10,7 +10,7 @@
 //! * $v0 is the number of a call and its result.
 //! * O32 has the fifth system call argument and all that follow on the stack, behind the place that every caller leaves for
 //!   the four in registers.
-//! * The thread pointer is in no general register, hence not in the set.
+//! * The thread pointer is in no general register.
 //! * A thread that is interrupted in the delay slot of a branch has the branch's address for its pc, and a bit in Cause.
 //!
 //! Sources: kernel `arch/mips/include/uapi/asm/ptrace.h` (struct pt_regs), `arch/mips/kernel/ptrace.c` (ptrace_getregs),
@@ -111,7 +111,7 @@ pub(crate) static LAYOUT_32: RegisterLayout = RegisterLayout {
     pc: PC,
     sp: SP,
     ra: Some(RA),
-    tp: Some(COUNT as Reg),
+    tp: None,
     syscall_nr: V0,
     syscall_args: &[4, 5, 6, 7],
     result: V0,

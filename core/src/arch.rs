@@ -455,8 +455,7 @@ pub struct RegisterLayout {
     pub sp: Reg,
     /// Link register, where the architecture has one.
     pub ra: Option<Reg>,
-    /// Thread pointer. From [`RegisterLayout::count`] on: it is in no general register, and a transport that can find out
-    /// puts the address of a byte of the thread's control block there, others 0.
+    /// Thread pointer.
     pub tp: Option<Reg>,
     /// System call number (as the caller sets it).
     pub syscall_nr: Reg,

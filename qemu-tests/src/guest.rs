@@ -164,9 +164,8 @@ fn output() -> PathBuf {
 /// The command to start a guest with, its state and sockets filled in.
 fn command(dir: &Path, sockets: &Path) -> Command {
     let text = std::fs::read_to_string(dir.join("command")).expect("guests.sh has made it");
-    let state = dir.join("state");
     let filled = |line: &str| {
-        line.replace("@STATE@", state.to_str().expect("UTF-8")).replace("@SOCKETS@", sockets.to_str().expect("UTF-8"))
+        line.replace("@GUEST@", dir.to_str().expect("UTF-8")).replace("@SOCKETS@", sockets.to_str().expect("UTF-8"))
     };
     let mut words = text.lines().map(filled);
     let mut command = Command::new(words.next().expect("a program"));

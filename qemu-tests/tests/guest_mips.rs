@@ -112,15 +112,15 @@ macro_rules! on {
             }
             #[test]
             fn eight_busy_threads() {
-                threads(&lab(GUEST), 20);
+                threads(&lab(GUEST), 10);
             }
             #[test]
             fn killed_while_patching_a_sleepy_target() {
-                killed(GUEST, "a1_program.c", "a1_patch.c", 40);
+                killed(GUEST, "a1_program.c", "a1_patch.c", 24);
             }
             #[test]
             fn killed_while_patching_a_busy_target() {
-                killed(GUEST, "threads_program.c", "threads_patch.c", 40);
+                killed(GUEST, "threads_program.c", "threads_patch.c", 12);
             }
             #[test]
             fn list_finds_what_is_patched() {
@@ -136,15 +136,13 @@ on!(mipsel mips mips64el);
 #[test]
 fn debians_zlib_in_a_running_python() {
     let guest = Guest::get("mipsel");
-    let script = "import zlib, time\nn = 0\nwhile True:\n    n += 1\n    print('crc', zlib.crc32(b'tfix'), 'round', n, flush=True)\n    time.sleep(0.01)\n";
+    let script =
+        "import zlib, time\nwhile True:\n    print('crc', zlib.crc32(b'tfix'), flush=True)\n    time.sleep(0.01)\n";
     let mut victim = Victim::spawn_in(&guest, &["/usr/bin/python3.11", "-S", "-E", "-c", script]);
-    let old = "crc 2646435586 ".to_owned();
-    let first = victim.line();
-    println!("{first} {old}");
-    let old = first.split_inclusive(' ').take(2).collect::<String>();
-    let crc: u32 = old.trim().rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a number");
-    let new = format!("crc {} ", crc ^ 1);
-    victim.settles("the right crc", 5, |l| l.starts_with(&old));
+    // CRC-32 of "tfix"
+    let old = "crc 1671591589";
+    let new = "crc 1671591588";
+    victim.settles("the right crc", 5, |l| l == old);
     let lab = Lab::for_guest(&guest);
     let library = victim.snapshot().regions.iter().find(|r| r.path.contains("libz.so")).map(|r| r.path.clone());
     let library = lab.write("libz.so.1", guest.read(&library.expect("python has loaded it")).expect("a file"));
@@ -152,10 +150,10 @@ fn debians_zlib_in_a_running_python() {
     let before = victim.snapshot();
     for _ in 0..3 {
         victim.fix(&package, &[]).done();
-        victim.settles("the patched crc", 10, |l| l.starts_with(&new));
+        victim.settles("the patched crc", 10, |l| l == new);
         assert_eq!(victim.patches_in_state("applied"), ["fix"]);
         victim.revert(&[]).done();
-        victim.settles("the right crc", 10, |l| l.starts_with(&old));
+        victim.settles("the right crc", 10, |l| l == old);
         before.assert_same_code(&victim.snapshot());
     }
 }

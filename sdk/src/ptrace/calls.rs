@@ -272,8 +272,9 @@ impl PtraceTarget {
         let maps = self.maps()?;
         let stack = maps.iter().find(|m| m.contains(RunAddr(sp)) && m.perm.read && m.perm.write);
         let own = stack.is_some_and(|m| {
-            let home = |tp| m.contains(RunAddr(held.saved.get(tp)));
-            m.name == "[stack]" || (m.file == (0, 0) && m.name != "[heap]" && layout.tp.is_none_or(home))
+            let block = layout.tp.map(|tp| held.saved.get(tp)).or_else(|| sys::thread_block(held.tid));
+            let home = block.is_none_or(|at| m.contains(RunAddr(at)));
+            m.name == "[stack]" || (m.file == (0, 0) && m.name != "[heap]" && home)
         });
         if !own {
             return Err(unsuitable(

@@ -116,9 +116,6 @@ pub(super) fn read_registers(arch: &dyn Arch, tid: i32) -> Result<Registers, Err
         let value = load(b, arch.data_endian());
         *v = if is_narrow(arch) { u64::from(value as u32) } else { value };
     }
-    if let Some(tp) = arch.registers().tp.filter(|tp| usize::from(*tp) >= count) {
-        regs.set(tp, sys::thread_block(tid).unwrap_or(0));
-    }
     Ok(regs)
 }
 
