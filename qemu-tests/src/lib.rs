@@ -8,6 +8,7 @@ pub mod cases;
 mod guest;
 mod lab;
 mod memory;
+pub mod on_guests;
 mod stub;
 mod tool;
 mod victim;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 pub use guest::{GUESTS, Guest, Program};
 pub use lab::{Lab, Link, MATRIX_OPTS, fixtures, repository};
 pub use memory::{Region, Snapshot, read_memory};
-pub use stub::{Gdbserver, emulated, listens};
+pub use stub::{Gdbserver, GuestGdbserver, emulated, listens};
 pub use tool::{Background, Outcome, binary, run, run_as_nobody, start};
 pub use victim::{Place, Victim, process_state, status_field};
 
