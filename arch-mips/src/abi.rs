@@ -32,6 +32,9 @@ mod flags {
     pub const ABI2: u32 = 0x20;
     pub const ABI: u32 = 0xf000;
     pub const MICROMIPS: u32 = 0x0200_0000;
+    pub const MACH: u32 = 0x00ff_0000;
+    /// Octeon, Octeon 2 and Octeon 3.
+    pub const OCTEONS: [u32; 3] = [0x008b_0000, 0x008d_0000, 0x008e_0000];
     pub const ARCH_SHIFT: u32 = 28;
 }
 
@@ -60,6 +63,10 @@ pub(crate) fn accepts(arch: &Mips, ident: &ElfIdent) -> Result<(), &'static str>
     }
     if ident.flags & flags::MICROMIPS != 0 {
         return Err("is microMIPS code");
+    }
+    if flags::OCTEONS.contains(&(ident.flags & flags::MACH)) {
+        // BBIT0, BBIT1 and the like; nobody here would see where they lead.
+        return Err("is for Octeon processors, which have branch instructions of their own");
     }
     match ident.flags >> flags::ARCH_SHIFT {
         0..=8 => Ok(()),
@@ -450,6 +457,7 @@ mod tests {
         let refused = |arch: &Mips, flags| arch.accepts(&ident(arch.is_64, arch.endian, flags)).unwrap_err();
         for (flags, word) in [
             (0x20, "N32"),
+            (0x808b_0000, "Octeon"),
             (0x8000_0020, "N32"),
             (0x2000, "O64"),
             (0x3000, "EABI32"),
@@ -472,11 +480,11 @@ mod tests {
 
     #[test]
     fn what_is_accepted() {
-        // No ABI field; MIPS16 functions inside; MIPS I to V; an Octeon.
-        for flags in [0, O32, 0x7400_1007, 0x1000_1000, 0x4000_1000, R1 | O32, R2 | O32, 0x808b_1000] {
+        // No ABI field; MIPS16 functions inside; MIPS I to V.
+        for flags in [0, O32, 0x7400_1007, 0x1000_1000, 0x4000_1000, R1 | O32, R2 | O32] {
             assert_eq!(MIPS.accepts(&ident(false, Endian::Big, flags)), Ok(()), "{flags:#x}");
         }
-        assert_eq!(MIPS64EL.accepts(&ident(true, Endian::Little, 0x808b_0007)), Ok(()));
+        assert_eq!(MIPS64EL.accepts(&ident(true, Endian::Little, 0x8000_0007)), Ok(()));
     }
 
     #[test]
