@@ -631,3 +631,45 @@ impl NameIndex {
         hash ^ hash >> 16
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Binding, LinkAddr, NameIndex, Symbol, SymbolKind, merge_exported};
+    use alloc::{format, string::String, vec::Vec};
+
+    fn symbol(name: &str, addr: u64, exported: bool) -> Symbol<'_> {
+        Symbol {
+            name,
+            addr: LinkAddr(addr),
+            size: 4,
+            kind: SymbolKind::Function,
+            binding: Binding::Global,
+            other: 0,
+            file: None,
+            exported,
+            zero_initialized: false,
+            absolute: false,
+        }
+    }
+
+    #[test]
+    fn symbols_are_found_by_name_in_their_order() {
+        let names: Vec<String> = (0..500).map(|i| format!("f{}", i % 200)).collect();
+        let symbols: Vec<Symbol<'_>> = names.iter().zip(0..).map(|(n, at)| symbol(n, at, false)).collect();
+        let index = NameIndex::new(&symbols);
+        for name in names.iter().map(String::as_str).chain(["", "f200"]) {
+            let plain: Vec<usize> = (0..symbols.len()).filter(|&i| symbols[i].name == name).collect();
+            assert_eq!(index.named(&symbols, name).collect::<Vec<_>>(), plain, "{name}");
+        }
+        assert_eq!(NameIndex::default().named(&[], "f").count(), 0);
+        assert_eq!(NameIndex::new(&[]).named(&[], "f").count(), 0);
+    }
+
+    #[test]
+    fn exported_symbols_are_marked_or_added() {
+        let mut symbols = Vec::from([symbol("a", 16, false), symbol("b", 32, false), symbol("a", 48, false)]);
+        merge_exported(&mut symbols, Vec::from([symbol("a", 48, true), symbol("b", 64, true)]));
+        let found: Vec<(&str, u64, bool)> = symbols.iter().map(|s| (s.name, s.addr.0, s.exported)).collect();
+        assert_eq!(found, [("a", 16, false), ("b", 32, false), ("a", 48, true), ("b", 64, true)]);
+    }
+}

@@ -600,11 +600,16 @@ mod tests {
     #[test]
     fn lengths_that_capstone_has_wrong() {
         // ud1 eax, [eax + 0x12], as sanitizers emit it, then ret
-        let insns = CapstoneDecoder::x86_64().decode(&[0x67, 0x0f, 0xb9, 0x40, 0x12, 0xc3], AT, &Constants::NONE);
+        let code = [0x67, 0x0f, 0xb9, 0x40, 0x12, 0xc3];
+        let d = CapstoneDecoder::x86_64();
+        let insns = d.decode(&code, AT, &Constants::NONE);
         assert_eq!(
             insns.iter().map(|i| (i.addr, i.len, i.flow)).collect::<Vec<_>>(),
             [(AT, 5, Flow::Stop), (AT + 5, 1, Flow::Return)]
         );
+        let mut texts = Vec::new();
+        d.texts(&code, &insns, &mut |i, text| texts.push((i.addr, text.to_owned())));
+        assert_eq!(texts, [(AT, "ud1".to_owned()), (AT + 5, "ret".to_owned())]);
         assert_eq!(super::operand_len(&[0xc8]), Some(1));
         assert_eq!(super::operand_len(&[0x44, 0x24, 8]), Some(3));
         assert_eq!(super::operand_len(&[0x04, 0x25, 0, 0, 0, 0]), Some(6));
