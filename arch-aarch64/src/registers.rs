@@ -104,6 +104,7 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     mprotect: 226,
     prctl: 167,
     rt_sigreturn: 139,
+    get_robust_list: 100,
     cacheflush: None,
     map_private: 0x02,
     map_anonymous: 0x20,
@@ -230,6 +231,7 @@ mod tests {
             (LINUX.mprotect, libc::SYS_mprotect),
             (LINUX.prctl, libc::SYS_prctl),
             (LINUX.rt_sigreturn, libc::SYS_rt_sigreturn),
+            (LINUX.get_robust_list, libc::SYS_get_robust_list),
         ];
         for (ours, theirs) in numbers {
             assert_eq!(ours, theirs as u64);

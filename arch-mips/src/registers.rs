@@ -234,6 +234,7 @@ pub(crate) static LINUX_O32_LE: LinuxAbi = LinuxAbi {
     mprotect: 4125,
     prctl: 4192,
     rt_sigreturn: RT_SIGRETURN_O32 as u64,
+    get_robust_list: 4310,
     cacheflush: Some(4147),
     map_private: 0x02,
     map_anonymous: 0x800,
@@ -269,6 +270,7 @@ pub(crate) static LINUX_N64_LE: LinuxAbi = LinuxAbi {
     mprotect: 5010,
     prctl: 5153,
     rt_sigreturn: RT_SIGRETURN_N64 as u64,
+    get_robust_list: 5269,
     cacheflush: Some(5197),
     stack_args: None,
     sigreturn_code: &[&LE_SIGRETURN_N64],
@@ -326,6 +328,7 @@ mod tests {
             (linux.close, libc::SYS_close as u64),
             (linux.prctl, libc::SYS_prctl as u64),
             (linux.rt_sigreturn, libc::SYS_rt_sigreturn as u64),
+            (linux.get_robust_list, libc::SYS_get_robust_list as u64),
             (linux.cacheflush.unwrap_or(0), libc::SYS_cacheflush as u64),
             (linux.map_anonymous, libc::MAP_ANONYMOUS as u64),
         ];

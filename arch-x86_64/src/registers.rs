@@ -146,6 +146,7 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     mprotect: 10,
     prctl: 157,
     rt_sigreturn: 15,
+    get_robust_list: 274,
     cacheflush: None,
     map_private: 0x02,
     map_anonymous: 0x20,
@@ -274,6 +275,7 @@ mod tests {
             (LINUX.mprotect, libc::SYS_mprotect),
             (LINUX.prctl, libc::SYS_prctl),
             (LINUX.rt_sigreturn, libc::SYS_rt_sigreturn),
+            (LINUX.get_robust_list, libc::SYS_get_robust_list),
         ];
         for (ours, theirs) in numbers {
             assert_eq!(ours, theirs as u64);

@@ -597,6 +597,8 @@ pub struct LinuxAbi {
     pub prctl: u64,
     /// `rt_sigreturn`
     pub rt_sigreturn: u64,
+    /// `get_robust_list`
+    pub get_robust_list: u64,
     /// `cacheflush`, where the ABI has it.
     pub cacheflush: Option<u64>,
     /// MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE of this ABI.

@@ -1,7 +1,7 @@
 //! The disassembler as a seam: core judges instructions, whoever links core brings the decoder.
 
 use crate::arch::Constants;
-use alloc::{string::String, vec::Vec};
+use alloc::vec::Vec;
 
 /// Where control goes after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,6 @@ pub struct Insn {
     pub reads: u64,
     /// Caller-saved registers that it writes or changes, as bits.
     pub writes: u64,
-    /// Assembly text.
-    pub text: String,
 }
 
 /// A disassembler for one architecture.
@@ -48,6 +46,9 @@ pub trait Decoder {
     /// Decodes from the start of `code`, which lies at `addr`, until the end or the first bytes that are no instruction.
     /// `constants` is what instructions that build an address together may count on.
     fn decode(&self, code: &[u8], addr: u64, constants: &Constants<'_>) -> Vec<Insn>;
+    /// Assembly text of `insns`, which [`Decoder::decode`] made of `code`, one after the other. Apart from decoding, since
+    /// it takes longer and few instructions are ever read.
+    fn texts(&self, code: &[u8], insns: &[Insn], text: &mut dyn FnMut(&Insn, &str));
     /// Names of the caller-saved registers, by bit index (at most 64): general purpose ones first, then vector ones.
     fn volatile_names(&self) -> &'static [&'static str];
     /// Bits of the registers that return values travel in.

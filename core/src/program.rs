@@ -208,7 +208,7 @@ pub struct Program<'d> {
     pub has_symtab: bool,
     /// DWARF, where the caller attached it with [`Program::attach_debug_info`].
     pub debug: DebugInfo<'d>,
-    by_name: BTreeMap<&'d str, Vec<u32>>,
+    by_name: NameIndex,
     functions: Vec<u32>,
 }
 
@@ -298,7 +298,7 @@ impl<'d> Program<'d> {
             got,
             has_symtab: false,
             debug: DebugInfo::default(),
-            by_name: BTreeMap::new(),
+            by_name: NameIndex::default(),
             functions: Vec::new(),
         };
         program.add_symbols(&table, endian, data)?;
@@ -368,24 +368,19 @@ impl<'d> Program<'d> {
     }
 
     fn index(&mut self) {
-        self.by_name.clear();
-        for (i, s) in self.symbols.iter().enumerate() {
-            self.by_name.entry(s.name).or_default().push(i as u32);
-        }
-        self.functions = (0..self.symbols.len() as u32)
-            .filter(|&i| self.symbols[i as usize].is_function() && self.symbols[i as usize].addr.0 != 0)
-            .collect();
-        let symbols = &self.symbols;
+        self.by_name = NameIndex::new(&self.symbols);
+        let functions = self.symbols.iter().enumerate().filter(|(_, s)| s.is_function() && s.addr.0 != 0);
         // Of several names for one address the one with a size, then the global one comes first.
-        self.functions.sort_by_key(|&i| {
-            let s = &symbols[i as usize];
-            (s.addr, s.size == 0, s.binding == Binding::Local)
-        });
+        let mut keyed: Vec<(u64, u8, u32)> = functions
+            .map(|(i, s)| (s.addr.0, u8::from(s.size == 0) << 1 | u8::from(s.binding == Binding::Local), i as u32))
+            .collect();
+        keyed.sort_unstable();
+        self.functions = keyed.into_iter().map(|k| k.2).collect();
     }
 
     /// All definitions of `name`.
     pub fn named(&self, name: &str) -> impl Iterator<Item = &Symbol<'d>> + '_ {
-        self.by_name.get(name).into_iter().flatten().map(|&i| &self.symbols[i as usize])
+        self.by_name.named(&self.symbols, name).map(|i| &self.symbols[i])
     }
 
     /// All function symbols, ascending by address.
@@ -576,12 +571,105 @@ fn read_symbols<'d, H: FileHeader<Endian = Endianness>>(
 
 /// Marks what `.dynsym` has too, and appends what only `.dynsym` has.
 fn merge_exported<'d>(symbols: &mut Vec<Symbol<'d>>, exported: Vec<Symbol<'d>>) {
-    let known: BTreeMap<(&str, LinkAddr), usize> =
-        symbols.iter().enumerate().map(|(i, s)| ((s.name, s.addr), i)).collect();
+    if exported.is_empty() {
+        return;
+    }
+    let known = NameIndex::new(symbols);
     for e in exported {
-        match known.get(&(e.name, e.addr)) {
-            Some(&i) => symbols[i].exported = true,
+        match known.named(symbols, e.name).filter(|&i| symbols[i].addr == e.addr).last() {
+            Some(i) => symbols[i].exported = true,
             None => symbols.push(e),
         }
+    }
+}
+
+/// Symbols by name: a hash table with chains, since most of a large program's names are never asked for.
+#[derive(Clone, Debug, Default)]
+struct NameIndex {
+    /// By hash: the first symbol of a chain, plus 1.
+    heads: Vec<u32>,
+    /// By symbol: the next one of its chain, plus 1; and its hash.
+    links: Vec<(u32, u32)>,
+}
+
+impl NameIndex {
+    fn new(symbols: &[Symbol<'_>]) -> NameIndex {
+        let mask = symbols.len().next_power_of_two() - 1;
+        let mut heads = alloc::vec![0; mask + 1];
+        let mut links = alloc::vec![(0, 0); symbols.len()];
+        // The last one first: chains are then in the symbols' order.
+        for (i, (s, link)) in symbols.iter().zip(&mut links).enumerate().rev() {
+            let hash = Self::hash(s.name);
+            let head = &mut heads[hash as usize & mask];
+            *link = (*head, hash);
+            *head = i as u32 + 1;
+        }
+        NameIndex { heads, links }
+    }
+
+    /// Indices of the symbols of that name, ascending; `symbols` begins with those that were indexed.
+    fn named<'s>(&'s self, symbols: &'s [Symbol<'_>], name: &str) -> impl Iterator<Item = usize> + use<'s> {
+        let hash = Self::hash(name);
+        let mask = self.heads.len().wrapping_sub(1);
+        let next = move |link: u32, name: &str| {
+            let mut at = link.checked_sub(1)? as usize;
+            loop {
+                let (link, own) = *self.links.get(at)?;
+                if own == hash && symbols.get(at)?.name == name {
+                    return Some(at);
+                }
+                at = link.checked_sub(1)? as usize;
+            }
+        };
+        let first = self.heads.get(hash as usize & mask).and_then(|&head| next(head, name));
+        core::iter::successors(first, move |&i| next(self.links[i].0, symbols[i].name))
+    }
+
+    /// FNV-1a, with the upper bits folded into those that pick the chain.
+    fn hash(name: &str) -> u32 {
+        let hash = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        hash ^ hash >> 16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Binding, LinkAddr, NameIndex, Symbol, SymbolKind, merge_exported};
+    use alloc::{format, string::String, vec::Vec};
+
+    fn symbol(name: &str, addr: u64, exported: bool) -> Symbol<'_> {
+        Symbol {
+            name,
+            addr: LinkAddr(addr),
+            size: 4,
+            kind: SymbolKind::Function,
+            binding: Binding::Global,
+            other: 0,
+            file: None,
+            exported,
+            zero_initialized: false,
+            absolute: false,
+        }
+    }
+
+    #[test]
+    fn symbols_are_found_by_name_in_their_order() {
+        let names: Vec<String> = (0..500).map(|i| format!("f{}", i % 200)).collect();
+        let symbols: Vec<Symbol<'_>> = names.iter().zip(0..).map(|(n, at)| symbol(n, at, false)).collect();
+        let index = NameIndex::new(&symbols);
+        for name in names.iter().map(String::as_str).chain(["", "f200"]) {
+            let plain: Vec<usize> = (0..symbols.len()).filter(|&i| symbols[i].name == name).collect();
+            assert_eq!(index.named(&symbols, name).collect::<Vec<_>>(), plain, "{name}");
+        }
+        assert_eq!(NameIndex::default().named(&[], "f").count(), 0);
+        assert_eq!(NameIndex::new(&[]).named(&[], "f").count(), 0);
+    }
+
+    #[test]
+    fn exported_symbols_are_marked_or_added() {
+        let mut symbols = Vec::from([symbol("a", 16, false), symbol("b", 32, false), symbol("a", 48, false)]);
+        merge_exported(&mut symbols, Vec::from([symbol("a", 48, true), symbol("b", 64, true)]));
+        let found: Vec<(&str, u64, bool)> = symbols.iter().map(|s| (s.name, s.addr.0, s.exported)).collect();
+        assert_eq!(found, [("a", 16, false), ("b", 32, false), ("a", 48, true), ("b", 64, true)]);
     }
 }

@@ -202,6 +202,15 @@ fn keep(mut command: Command) -> (u32, mpsc::Sender<()>, std::thread::JoinHandle
 impl Guest {
     /// The guest of that name, which the tests of a process share; it is made, built and started where need be.
     pub fn get(name: &str) -> Arc<Guest> {
+        Self::shared(name, Guest::start)
+    }
+
+    /// The same for test programs that need no tfix in it.
+    pub fn bare(name: &str) -> Arc<Guest> {
+        Self::shared(name, Guest::start_bare)
+    }
+
+    fn shared(name: &str, start: impl Fn(&str) -> Guest) -> Arc<Guest> {
         type Slot = Mutex<Weak<Guest>>;
         static GUESTS_HERE: OnceLock<Mutex<HashMap<String, Arc<Slot>>>> = OnceLock::new();
         let guests = GUESTS_HERE.get_or_init(Mutex::default);
@@ -209,7 +218,7 @@ impl Guest {
         // One that failed to start leaves a poisoned lock: then all fail.
         let mut slot = slot.lock().unwrap_or_else(|_| panic!("guest {name} did not start"));
         slot.upgrade().unwrap_or_else(|| {
-            let guest = Arc::new(Guest::start(name));
+            let guest = Arc::new(start(name));
             *slot = Arc::downgrade(&guest);
             guest
         })

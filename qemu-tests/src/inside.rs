@@ -1,153 +1,13 @@
-//! Tests of tfix inside a guest, where it patches processes through ptrace: the same on every architecture.
+//! What is tested of tfix inside a guest, where it patches processes through ptrace: the same on every architecture.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tigerfix_core::field::load;
+use crate::on_guests::Shared;
+use crate::{Dice, Guest, Lab, Victim};
 
-use crate::blocked::{End, undisturbed};
-use crate::cases::{A1, A2, A3, A4, A5, Case, build, live};
-use crate::{Dice, Guest, Lab, Victim, until};
-
-/// Position-independent and dynamic, as compilers make programs by default.
-pub const PIE: &[&str] = &["-fPIE", "-pie"];
-
-/// Patched, observed, listed, reverted to the last bit.
-fn case<C: Case>(guest: &str, opt: &str, link: &[&str], patch: &[&str]) {
-    let lab = Lab::for_guest(&Guest::get(guest));
-    let program = build::<C>(&lab, opt, link, &[]).0;
-    let patch = lab.object(&format!("{}_patch.c", C::STEM), &[&[opt, "-fPIC"], patch].concat());
-    let package = lab.package(&program, &patch);
-    let mut victim = lab.start::<&str>(&program, &[]);
-    C::shows_old(&mut victim);
-    live::<C>(victim, &package);
-}
-
-/// All programs, patches compiled with `patch` besides.
-pub fn all_cases(guest: &str, opt: &str, link: &[&str], patch: &[&str]) {
-    case::<A1>(guest, opt, link, patch);
-    case::<A2>(guest, opt, link, patch);
-    case::<A3>(guest, opt, link, patch);
-    case::<A5>(guest, opt, link, patch);
-    if opt == "-O0" {
-        // At higher levels the compiler may inline the function, and gen refuses: a_cases.rs.
-        case::<A4>(guest, opt, link, patch);
-    }
-}
-
-/// A call that waits is not disturbed by fix, revert and fix.
-fn blocked(guest: &str, calls: &[(&str, &str, End, i64, i32)]) {
-    let guest = Guest::get(guest);
-    for (kind, ready, end, result, errno) in calls {
-        undisturbed(&Lab::for_guest(&guest), kind, ready, end, *result, *errno);
-    }
-}
-
-/// Calls that somebody ends.
-pub fn calls_with_an_event(guest: &str) {
-    let input = |kind, result| (kind, "waiting", End::Input, result, 0);
-    let signal = |kind, ready, result, errno| (kind, ready, End::Signal, result, errno);
-    blocked(
-        guest,
-        &[
-            input("read", 1),
-            input("cond", 0),
-            input("futex", 0),
-            input("poll", 1),
-            input("ppoll", 1),
-            input("select", 1),
-            input("epoll", 1),
-            input("semop", 0),
-            input("msgrcv", 1),
-            input("recv", 1),
-            input("waitpid", 1),
-            signal("sigwaitinfo", "blocked", 1, 0),
-            signal("pause", "handling", -1, libc::EINTR),
-            signal("sleep-signal", "handling", -1, libc::EINTR),
-        ],
-    );
-}
-
-/// Calls that end by themselves.
-pub fn calls_with_a_timeout(guest: &str) {
-    let etimedout = Guest::get(guest).etimedout();
-    let time = |kind, result, errno| (kind, "waiting", End::Time, result, errno);
-    blocked(
-        guest,
-        &[
-            time("sleep", 0, 0),
-            time("nanosleep", 0, 0),
-            time("futex-timed", -1, etimedout),
-            time("poll-timed", 0, 0),
-            time("select-timed", 0, 0),
-            time("epoll-timed", 0, 0),
-            time("sigtimedwait", -1, libc::EAGAIN),
-            time("semtimedop", -1, libc::EAGAIN),
-            time("recv-timed", -1, libc::EAGAIN),
-        ],
-    );
-}
-
-/// The page that victim and test share (`threads_program.c`).
-struct Shared {
-    guest: Arc<Guest>,
-    path: String,
-}
-
-impl Shared {
-    const THREADS: usize = 8;
-
-    fn new(guest: &Arc<Guest>, path: &str) -> Shared {
-        guest.write(path, 0o600, &[0; 4096]);
-        Shared { guest: Arc::clone(guest), path: path.to_owned() }
-    }
-
-    fn set_mode(&self, round: i32, mode: i32) {
-        let mut word = (round * 4 + mode).to_le_bytes();
-        if self.guest.endian() == tigerfix_core::field::Endian::Big {
-            word.reverse();
-        }
-        self.guest.write_at(&self.path, 0, &word);
-    }
-
-    /// Every thread makes `count` more calls, and none of them sees what the mode forbids.
-    fn all_call(&self, count: u64) {
-        let look = || {
-            let bytes = self.guest.read_at(&self.path, 4, 4092).expect("shared page");
-            let number = |b: &[u8]| load(b, self.guest.endian());
-            assert_eq!(number(&bytes[..4]), 0, "a call that began after tfix had returned gave the other result");
-            let calls: Vec<u64> = bytes[4..].chunks_exact(self.guest.word()).take(Self::THREADS).map(number).collect();
-            calls
-        };
-        let start = look();
-        until("calls of every thread", || look().iter().zip(&start).all(|(n, s)| *n >= s + count).then_some(()));
-    }
-}
-
-/// Eight busy threads call the function without pause while it is replaced and restored.
-pub fn threads(guest: &str, cycles: i32) {
-    let guest = Guest::get(guest);
-    let lab = Lab::for_guest(&guest);
-    let program = lab.program("threads_program.c", &["-O2"]);
-    let package = lab.package(&program, &lab.patch("threads_patch.c", &["-O2"]));
-    let shared = Shared::new(&guest, "/tmp/shared-by-threads");
-    let mut victim = lab.start(&program, &[&shared.path]);
-    victim.wait_line("alive");
-    shared.all_call(100);
-    let before = victim.snapshot();
-    for round in 0..cycles {
-        shared.set_mode(round, 0);
-        victim.fix(&package, &["--timeout", "60"]).done();
-        shared.set_mode(round, 1);
-        shared.all_call(10);
-        shared.set_mode(round, 0);
-        victim.revert(&["--timeout", "60"]).done();
-        shared.set_mode(round, 2);
-        shared.all_call(10);
-    }
-    victim.still_prints();
-    victim.assert_free();
-    before.assert_same_code(&victim.snapshot());
+/// A fresh lab whose programs run in the guest.
+pub fn lab(guest: &str) -> Lab {
+    Lab::for_guest(&Guest::get(guest))
 }
 
 /// tfix is killed at a random moment, again and again; the target lives, and what was begun can be undone.
@@ -158,7 +18,7 @@ pub fn killed(guest: &str, program: &str, patch: &str, trials: usize) {
     let program = lab.program(program, &["-O2"]);
     let package = lab.package(&program, &lab.patch(patch, &["-O2"]));
     let shared = Shared::new(&guest, "/tmp/shared-by-killed");
-    let mut victim = lab.start(&program, &[&shared.path]);
+    let mut victim = lab.start(&program, &[shared.path()]);
     victim.still_prints();
     let before = victim.snapshot();
     let begin = Instant::now();
@@ -246,43 +106,42 @@ pub fn zlib(guest: &str) {
     }
 }
 
-/// The tests of every guest that is named. `PLAIN` beside: what programs, and their patches, that are not position-independent are
-/// compiled with.
+/// The tests of every guest that is named.
 #[macro_export]
 macro_rules! in_guests {
     ($($guest:ident)*) => {
         $(mod $guest {
-            use $crate::inside::*;
-            use super::PLAIN;
+            use $crate::inside::{killed, lab, listed};
+            use $crate::on_guests::{PIE, STATIC, all_cases, calls_with_a_timeout, calls_with_an_event, threads};
             const GUEST: &str = stringify!($guest);
 
             #[test]
             fn a_cases_pie_o0() {
-                all_cases(GUEST, "-O0", PIE, &[]);
+                all_cases(|| lab(GUEST), "-O0", PIE);
             }
             #[test]
             fn a_cases_pie_o2() {
-                all_cases(GUEST, "-O2", PIE, &[]);
+                all_cases(|| lab(GUEST), "-O2", PIE);
             }
             #[test]
-            fn a_cases_plain_o0() {
-                all_cases(GUEST, "-O0", PLAIN.0, PLAIN.1);
+            fn a_cases_static_o0() {
+                all_cases(|| lab(GUEST), "-O0", STATIC);
             }
             #[test]
-            fn a_cases_plain_o2() {
-                all_cases(GUEST, "-O2", PLAIN.0, PLAIN.1);
+            fn a_cases_static_o2() {
+                all_cases(|| lab(GUEST), "-O2", STATIC);
             }
             #[test]
             fn calls_that_wait_for_an_event() {
-                calls_with_an_event(GUEST);
+                calls_with_an_event(|| lab(GUEST));
             }
             #[test]
             fn calls_that_wait_for_a_time() {
-                calls_with_a_timeout(GUEST);
+                calls_with_a_timeout(|| lab(GUEST));
             }
             #[test]
             fn eight_busy_threads() {
-                threads(GUEST, 10);
+                threads(&lab(GUEST), 10);
             }
             #[test]
             fn killed_while_patching_a_sleepy_target() {

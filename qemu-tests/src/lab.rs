@@ -57,6 +57,8 @@ pub struct Lab {
     /// What stands before `gcc` in the compiler's name.
     prefix: String,
     guest: Option<Arc<Guest>>,
+    /// Where tfix finds what is started here, if not by its process id alone.
+    stub: Option<String>,
 }
 
 impl Default for Lab {
@@ -71,7 +73,7 @@ impl Lab {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::Builder::new().prefix("tfix-test-").tempdir().expect("temporary directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod of own directory");
-        Self { dir, prefix: String::new(), guest: None }
+        Self { dir, prefix: String::new(), guest: None, stub: None }
     }
 
     /// The same for programs of another machine: those that `TRIPLE-gcc` makes.
@@ -84,6 +86,11 @@ impl Lab {
         Self { guest: Some(Arc::clone(guest)), ..Self::cross(guest.triple()) }
     }
 
+    /// The same, and tfix comes to whatever is started here through the stub at this address.
+    pub fn behind(self, stub: String) -> Self {
+        Self { stub: Some(stub), ..self }
+    }
+
     /// The guest that programs are compiled for.
     pub fn guest(&self) -> Option<&Arc<Guest>> {
         self.guest.as_ref()
@@ -91,9 +98,13 @@ impl Lab {
 
     /// Starts a program where it was compiled for.
     pub fn start<A: AsRef<std::ffi::OsStr>>(&self, program: &Path, arguments: &[A]) -> Victim {
-        match &self.guest {
+        let victim = match &self.guest {
             None => Victim::start_with(program, arguments),
             Some(guest) => Victim::start_in(guest, program, arguments),
+        };
+        match &self.stub {
+            None => victim,
+            Some(stub) => victim.behind(stub.clone()),
         }
     }
 

@@ -10,6 +10,7 @@ mod guest;
 pub mod inside;
 mod lab;
 mod memory;
+pub mod on_guests;
 mod stub;
 mod tool;
 mod victim;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 pub use guest::{GUESTS, Guest, Program};
 pub use lab::{Lab, Link, MATRIX_OPTS, fixtures, repository};
 pub use memory::{Region, Snapshot, read_memory};
-pub use stub::{Gdbserver, emulated, listens};
+pub use stub::{Gdbserver, GuestGdbserver, emulated, listens};
 pub use tool::{Background, Outcome, binary, run, run_as_nobody, start};
 pub use victim::{Place, Victim, process_state, status_field};
 

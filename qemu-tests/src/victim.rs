@@ -127,6 +127,8 @@ pub struct Victim {
     target: i32,
     output: Lines,
     cursor: usize,
+    /// Through which stub tfix comes to it.
+    stub: Option<String>,
 }
 
 /// A field of /proc/PID/status.
@@ -185,7 +187,7 @@ impl Victim {
             lines.end();
         });
         let target = i32::try_from(child.id()).expect("a pid");
-        Self { process: Process::Child { child, stdin }, target, output, cursor: 0 }
+        Self { process: Process::Child { child, stdin }, target, output, cursor: 0, stub: None }
     }
 
     /// Starts a program in a guest.
@@ -201,7 +203,13 @@ impl Victim {
         let output = Lines::default();
         let program = guest.spawn_with_lines(arguments, output.clone());
         let program = program.unwrap_or_else(|e| panic!("the victim in guest {}: {e}", guest.name()));
-        Self { target: program.pid(), process: Process::InGuest(program), output, cursor: 0 }.begun()
+        Self { target: program.pid(), process: Process::InGuest(program), output, cursor: 0, stub: None }.begun()
+    }
+
+    /// tfix comes to it from this machine, through the stub at this address.
+    pub fn behind(mut self, stub: String) -> Self {
+        self.stub = Some(stub);
+        self
     }
 
     /// Once it has printed something.
@@ -385,36 +393,42 @@ impl Victim {
         assert!(matches!(state, Some('R' | 'S' | 'D')), "the target is in state {state:?}");
     }
 
-    /// Runs the tfix that is where the target is.
-    pub fn tfix(&self, arguments: &[OsString]) -> Outcome {
+    /// Runs tfix on it, the one that is where the target is, or behind a stub's line: `verb` and the words behind the process.
+    pub fn tfix(&self, verb: &str, words: &[&OsStr]) -> Outcome {
+        let pid = self.pid_text();
+        let process = match &self.stub {
+            Some(stub) => vec!["--remote", stub, "--pid", &pid],
+            None => vec![pid.as_str()],
+        };
+        let mut arguments: Vec<OsString> = vec![verb.into()];
+        arguments.extend(process.iter().map(Into::into));
+        arguments.extend(words.iter().map(Into::into));
         match &self.process {
-            Process::Child { .. } => crate::run(arguments),
-            Process::InGuest(program) => program.guest().run_tfix(arguments),
+            Process::InGuest(program) if self.stub.is_none() => program.guest().run_tfix(&arguments),
+            _ => crate::run(&arguments),
         }
     }
 
     /// `tfix fix` on it.
     pub fn fix(&self, package: &Path, extra: &[&str]) -> Outcome {
         let package = match &self.process {
-            Process::Child { .. } => package.as_os_str().to_owned(),
-            Process::InGuest(program) => program.guest().copy(package).into(),
+            Process::InGuest(program) if self.stub.is_none() => program.guest().copy(package).into(),
+            _ => package.as_os_str().to_owned(),
         };
-        let mut arguments = vec!["fix".into(), self.pid_text().into(), package];
-        arguments.extend(extra.iter().map(Into::into));
-        self.tfix(&arguments)
+        let mut words = vec![package.as_os_str()];
+        words.extend(extra.iter().map(OsStr::new));
+        self.tfix("fix", &words)
     }
 
-    /// `tfix revert` on it; all further arguments follow the pid.
+    /// `tfix revert` on it; all further arguments follow the process.
     pub fn revert(&self, extra: &[&str]) -> Outcome {
-        let mut arguments = vec!["revert".into(), self.pid_text().into()];
-        arguments.extend(extra.iter().map(Into::into));
-        self.tfix(&arguments)
+        self.tfix("revert", &extra.iter().map(OsStr::new).collect::<Vec<_>>())
     }
 
     /// The patches that `tfix list` shows in it.
     #[track_caller]
     pub fn patches(&self) -> Vec<Value> {
-        let outcome = self.tfix(&["list".into(), self.pid_text().into(), "--json".into()]);
+        let outcome = self.tfix("list", &["--json".as_ref()]);
         let answer = outcome.done().json();
         let process = answer["processes"].as_array().into_iter().flatten().find(|p| p["pid"] == self.target);
         process.and_then(|p| p["patches"].as_array().cloned()).unwrap_or_default()

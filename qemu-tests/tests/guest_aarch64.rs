@@ -3,9 +3,6 @@
 
 use qemu_tests::{Guest, Lab, in_guests};
 
-/// Static code at a fixed address.
-const PLAIN: (&[&str], &[&str]) = (&["-fno-pic", "-fno-pie", "-no-pie", "-static"], &["-fno-pic"]);
-
 in_guests!(aarch64 aarch64_max);
 
 #[test]

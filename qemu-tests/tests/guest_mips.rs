@@ -2,10 +2,6 @@
 
 use qemu_tests::in_guests;
 
-/// Static code that is called by its address alone.
-const PLAIN: (&[&str], &[&str]) =
-    (&["-mno-abicalls", "-fno-pic", "-fno-pie", "-no-pie", "-static"], &["-mno-abicalls", "-fno-pic"]);
-
 in_guests!(mipsel mips mips64el);
 
 #[test]

@@ -27,6 +27,8 @@ struct Meaning {
 trait Isa {
     /// See [`Decoder::decode`].
     fn decode(&self, capstone: &Capstone, code: &[u8], addr: u64, constants: &Constants<'_>) -> Vec<Insn>;
+    /// See [`Decoder::texts`].
+    fn texts(&self, capstone: &Capstone, code: &[u8], insns: &[Insn], with: &mut dyn FnMut(&Insn, &str));
     /// How many bytes make a line of what is no instruction, and its text.
     fn data(&self, code: &[u8]) -> (usize, String) {
         (1, code.first().map_or_else(String::new, |byte| format!(".byte {byte:#04x}")))
@@ -53,13 +55,27 @@ fn in_order(capstone: &Capstone, code: &[u8], addr: u64, meaning: &Judgement<'_>
             break;
         };
         let addr = insn.address();
-        insns.push(Insn { addr, len: len as u8, flow, refers, reads, writes, text: text(&insn) });
+        insns.push(Insn { addr, len: len as u8, flow, refers, reads, writes });
         at += len;
         if len != taken {
             iter.reset(&code[at..], addr.wrapping_add(len as u64));
         }
     }
     insns
+}
+
+/// The texts of instructions that [`in_order`] made of `code`.
+fn texts_in_order(capstone: &Capstone, code: &[u8], insns: &[Insn], with: &mut dyn FnMut(&Insn, &str)) {
+    let Some(first) = insns.first() else { return };
+    let Ok(mut iter) = capstone.disasm_iter(code, first.addr) else { return };
+    for insn in insns {
+        if iter.addr() != insn.addr {
+            let Some(rest) = code.get(insn.addr.wrapping_sub(first.addr) as usize..) else { return };
+            iter.reset(rest, insn.addr);
+        }
+        let Some(here) = iter.next() else { return };
+        with(insn, &text(&here));
+    }
 }
 
 /// A decoder that asks capstone.
@@ -153,6 +169,10 @@ impl CapstoneDecoder {
 impl Decoder for CapstoneDecoder {
     fn decode(&self, code: &[u8], addr: u64, constants: &Constants<'_>) -> Vec<Insn> {
         self.isa.decode(&self.capstone, code, addr, constants)
+    }
+
+    fn texts(&self, code: &[u8], insns: &[Insn], text: &mut dyn FnMut(&Insn, &str)) {
+        self.isa.texts(&self.capstone, code, insns, text);
     }
 
     fn volatile_names(&self) -> &'static [&'static str] {

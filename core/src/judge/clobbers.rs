@@ -79,6 +79,11 @@ pub(super) fn judge(
                 }
             }
             let entry = callers::owner(listing, &caller.name).unwrap_or(caller.entry);
+            // What it changes, with all it calls, takes long to find out: not for one that nobody calls.
+            let called = listing.references(entry, entry.saturating_add(1));
+            if !called.iter().any(|r| !r.data && !callers::inside(all, r.from)) {
+                continue;
+            }
             let extra = extra & !known.of(entry);
             if extra != 0 {
                 queue.push_back((entry, extra));
@@ -163,6 +168,8 @@ impl Known<'_> {
     fn live_after(&self, f: &Function, call: usize, of_interest: u64) -> u64 {
         let returned = self.listing.decoder.return_registers();
         let at_return = self.value_kept(f, call) & returned;
+        // Nothing else can be read, and each register is followed for itself.
+        let of_interest = of_interest & f.insns.iter().fold(at_return, |set, i| set | i.reads);
         // For each instruction: registers that reach it as they were before the call.
         let mut reach: BTreeMap<usize, u64> = BTreeMap::new();
         let mut queue = Vec::new();
@@ -183,7 +190,7 @@ impl Known<'_> {
             match insn.flow {
                 // The callee keeps what it does not change; its arguments are not taken for reads, since nothing tells
                 // how many it has.
-                Flow::Call(t) => set &= !self.of(t),
+                Flow::Call(t) if set != 0 => set &= !self.of(t),
                 Flow::CallIndirect => set = 0,
                 Flow::Return => live |= set & at_return,
                 _ => {}

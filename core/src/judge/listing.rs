@@ -197,6 +197,13 @@ impl<'a> Listing<'a> {
         Function { name: String::from(name), entry, end, decoded, insns }
     }
 
+    /// The instructions of `f` with their assembly text.
+    pub fn texts(&self, f: &Function, with: &mut dyn FnMut(&Insn, &str)) {
+        let code = self.text(f.entry).unwrap_or(&[]);
+        let len = usize::try_from(f.end.saturating_sub(f.entry)).unwrap_or(usize::MAX).min(code.len());
+        self.decoder.texts(&code[..len], &f.insns, with);
+    }
+
     /// Calls `f` with what code that builds addresses may count on.
     fn with_constants<R>(&self, f: impl FnOnce(&Constants<'_>) -> R) -> R {
         let word = usize::from(self.arch.address_bits() / 8).max(4);

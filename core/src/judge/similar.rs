@@ -30,8 +30,8 @@ fn word(text: &str) -> u64 {
 }
 
 /// What an instruction does, without registers and addresses; `None` for what compilers sprinkle about.
-fn token(insn: &Insn, sp: &str) -> Option<u64> {
-    let (mnemonic, operands) = insn.text.split_once(char::is_whitespace).unwrap_or((&insn.text, ""));
+fn token(insn: &Insn, text: &str, sp: &str) -> Option<u64> {
+    let (mnemonic, operands) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let h = word(mnemonic);
     match insn.flow {
         Flow::Next => {}
@@ -67,7 +67,8 @@ fn numbers(text: &str) -> impl Iterator<Item = u64> + '_ {
 fn pairs(listing: &Listing<'_>, f: &Function) -> Vec<u64> {
     let layout = listing.arch.registers();
     let sp = layout.names.get(usize::from(layout.sp)).copied().unwrap_or("sp");
-    let tokens: Vec<u64> = f.insns.iter().filter_map(|i| token(i, sp)).collect();
+    let mut tokens = Vec::with_capacity(f.insns.len());
+    listing.texts(f, &mut |i, text| tokens.extend(token(i, text, sp)));
     tokens.windows(2).map(|w| mix(w[0], w[1])).collect()
 }
 

@@ -36,6 +36,11 @@ const CODE: [u32; 5] = [
 /// Offset of the loop.
 const LOOP: u64 = 12;
 
+/// A connection to one of qemu's sockets, which it makes one after the other.
+fn connected(socket: &Path) -> UnixStream {
+    crate::until("a socket of qemu", || UnixStream::connect(socket).ok())
+}
+
 /// A connection to the debug stub.
 struct Stub(UnixStream);
 
@@ -95,7 +100,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Waits until the state has been read, then sets the clock going and lets the guest run. qemu was started with `-S`.
 pub(super) fn start(monitor: &Path, stub: &Path, endian: Endian) {
     Monitor::connect(monitor).wait_for_state();
-    let mut stub = Stub(UnixStream::connect(stub).expect("qemu's stub"));
+    let mut stub = Stub(connected(stub));
     stub.0.set_read_timeout(Some(DEADLINE)).expect("a socket");
     let saved = stub.ask("g");
     let registers = bytes(&saved);
@@ -140,7 +145,7 @@ struct Monitor(UnixStream);
 
 impl Monitor {
     fn connect(monitor: &Path) -> Monitor {
-        let mut monitor = Monitor(UnixStream::connect(monitor).expect("qemu's monitor"));
+        let mut monitor = Monitor(connected(monitor));
         monitor.0.set_read_timeout(Some(DEADLINE)).expect("a socket");
         monitor.ask(""); // the greeting
         monitor.ask("{\"execute\": \"qmp_capabilities\"}\n");

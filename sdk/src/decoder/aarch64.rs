@@ -99,9 +99,13 @@ impl super::Isa for Isa {
                 _ => {}
             }
             falls = !matches!(flow, Flow::Jump(_) | Flow::JumpIndirect | Flow::Return | Flow::Stop);
-            insns.push(Insn { addr: at, len: 4, flow, refers, reads, writes, text: super::text(&insn) });
+            insns.push(Insn { addr: at, len: 4, flow, refers, reads, writes });
         }
         insns
+    }
+
+    fn texts(&self, capstone: &Capstone, code: &[u8], insns: &[Insn], with: &mut dyn FnMut(&Insn, &str)) {
+        super::texts_in_order(capstone, code, insns, with);
     }
 
     fn data(&self, code: &[u8]) -> (usize, String) {
@@ -173,7 +177,10 @@ mod tests {
         for (word, text, flow) in rows {
             let all = decode(&[*word]);
             assert_eq!(all.len(), 1, "{text}");
-            assert_eq!((all[0].text.as_str(), all[0].len, all[0].flow), (*text, 4, *flow));
+            let mut texts = Vec::new();
+            let with = &mut |_: &Insn, text: &str| texts.push(text.trim().to_owned());
+            CapstoneDecoder::aarch64().texts(&bytes(&[*word]), &all, with);
+            assert_eq!((texts.as_slice(), all[0].len, all[0].flow), (&[(*text).to_owned()][..], 4, *flow));
         }
     }
 
@@ -212,7 +219,7 @@ mod tests {
         ];
         for (word, reads, writes) in rows {
             let insn = &decode(&[*word])[0];
-            assert_eq!((names(insn.reads).as_str(), names(insn.writes).as_str()), (*reads, *writes), "{}", insn.text);
+            assert_eq!((names(insn.reads).as_str(), names(insn.writes).as_str()), (*reads, *writes), "{word:#x}");
         }
         let d = CapstoneDecoder::aarch64();
         assert_eq!(names(d.return_registers()), "x0 x1 v0 v1 v2 v3");

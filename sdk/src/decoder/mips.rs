@@ -49,6 +49,8 @@ pub(super) fn capstone(is_64: bool, endian: Endian) -> capstone::CsResult<Capsto
 pub(super) struct Isa {
     is_64: bool,
     endian: Endian,
+    return_registers: u64,
+    argument_registers: u64,
 }
 
 /// One word of code.
@@ -62,12 +64,26 @@ struct Word {
 
 impl Isa {
     pub(super) fn new(is_64: bool, endian: Endian) -> Isa {
-        Isa { is_64, endian }
+        let names = if is_64 { &NAMES_64[..] } else { &NAMES_32 };
+        let set = |of: &[&[&str]]| {
+            let bits = of.iter().copied().flatten().filter_map(|n| names.iter().position(|a| a == n));
+            bits.fold(0, |set, bit| set | 1 << bit)
+        };
+        // With all parts of a complex or long double result.
+        let returned: &[&str] = if is_64 { &[] } else { &["f1", "f3"] };
+        let return_registers = set(&[&["v0", "v1", "f0", "f2"], returned]);
+        // With $t9, which holds the function's address; $gp, which lazy binding needs; and the static chain ($15).
+        let passed: &[&str] = match is_64 {
+            true => &["a4", "a5", "a6", "a7", "t3", "f16", "f17", "f18", "f19"],
+            false => &["gp", "t7"],
+        };
+        let argument_registers = set(&[&["a0", "a1", "a2", "a3", "t9", "f12", "f13", "f14", "f15"], passed]);
+        Isa { is_64, endian, return_registers, argument_registers }
     }
 
     fn word(&self, code: &[u8], addr: u64, at: usize) -> Option<Word> {
         let bytes: [u8; 4] = code.get(at..at.checked_add(4)?)?.try_into().ok()?;
-        let word = if self.endian == Endian::Big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) };
+        let word = self.load(bytes);
         let effects = operands(self.is_64, word)?;
         Some(Word { addr: addr.wrapping_add(at as u64), word, branch: classify(word), effects })
     }
@@ -85,11 +101,6 @@ impl Isa {
             out |= ((all >> 32 & 0xf_ffff) as u64) << 20;
         }
         out
-    }
-
-    fn names(&self, names: &[&str]) -> u64 {
-        let all = super::Isa::volatile_names(self);
-        names.iter().filter_map(|n| all.iter().position(|a| a == n)).fold(0, |set, bit| set | 1 << bit)
     }
 
     /// Where control goes after `w`; `register` is the value of the register that it goes to, if that is known.
@@ -116,11 +127,14 @@ impl Isa {
         }
     }
 
-    fn text(&self, capstone: &Capstone, code: &[u8], at: usize, w: &Word) -> String {
-        let bytes = &code[at..at + 4];
-        match capstone.disasm_count(bytes, w.addr, 1) {
+    fn load(&self, bytes: [u8; 4]) -> u32 {
+        if self.endian == Endian::Big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+    }
+
+    fn text(&self, capstone: &Capstone, bytes: [u8; 4], addr: u64) -> String {
+        match capstone.disasm_count(&bytes, addr, 1) {
             Ok(insns) if insns.len() == 1 => super::text(&insns[0]).replace('\t', " "),
-            _ => plain_text(w.word),
+            _ => plain_text(self.load(bytes)),
         }
     }
 }
@@ -156,7 +170,7 @@ impl Refers {
 }
 
 impl super::Isa for Isa {
-    fn decode(&self, capstone: &Capstone, code: &[u8], addr: u64, constants: &Constants<'_>) -> Vec<Insn> {
+    fn decode(&self, _: &Capstone, code: &[u8], addr: u64, constants: &Constants<'_>) -> Vec<Insn> {
         let mut insns = Vec::new();
         let mut tracker = Tracker::new(self.is_64, constants);
         tracker.enter(addr);
@@ -187,7 +201,6 @@ impl super::Isa for Isa {
             refers.access(tracker.access(first.word));
             tracker.step(first.addr, first.word, &mut |usage, to| refers.offer(usage, to));
             let (mut reads, mut writes) = (self.bits(first.effects.reads), self.bits(first.effects.writes));
-            let mut text = self.text(capstone, code, at, &first);
             let mut len = 4;
             if let Some(s) = slot {
                 refers.access(tracker.access(s.word));
@@ -198,8 +211,6 @@ impl super::Isa for Isa {
                     // Executed only if it is taken: what it writes may keep its value.
                     reads |= self.bits(s.effects.writes);
                 }
-                text.push_str("; ");
-                text.push_str(&self.text(capstone, code, at + 4, &s));
                 len = 8;
             }
             match flow {
@@ -212,16 +223,28 @@ impl super::Isa for Isa {
             }
             falls = !matches!(flow, Flow::Jump(_) | Flow::JumpIndirect | Flow::Return | Flow::Stop);
             let refers = refers.0;
-            insns.push(Insn { addr: first.addr, len: len as u8, flow, refers, reads, writes, text });
+            insns.push(Insn { addr: first.addr, len: len as u8, flow, refers, reads, writes });
             at += len;
         }
         insns
     }
 
+    fn texts(&self, capstone: &Capstone, code: &[u8], insns: &[Insn], with: &mut dyn FnMut(&Insn, &str)) {
+        let Some(first) = insns.first() else { return };
+        for insn in insns {
+            let at = insn.addr.wrapping_sub(first.addr) as usize;
+            let Some(code) = code.get(at..) else { return };
+            let (words, _) = code.as_chunks::<4>();
+            let words = words.iter().take(usize::from(insn.len / 4)).zip((insn.addr..).step_by(4));
+            let texts: Vec<String> = words.map(|(w, addr)| self.text(capstone, *w, addr)).collect();
+            with(insn, &texts.join("; "));
+        }
+    }
+
     fn data(&self, code: &[u8]) -> (usize, String) {
         match code.first_chunk::<4>() {
             Some(b) => {
-                let word = if self.endian == Endian::Big { u32::from_be_bytes(*b) } else { u32::from_le_bytes(*b) };
+                let word = self.load(*b);
                 let known = operands(self.is_64, word).is_some();
                 (4, if known { plain_text(word) } else { format!(".word {word:#010x}") })
             }
@@ -233,20 +256,12 @@ impl super::Isa for Isa {
         if self.is_64 { &NAMES_64 } else { &NAMES_32 }
     }
 
-    /// With all parts of a complex or long double result.
     fn return_registers(&self) -> u64 {
-        let all = self.names(&["v0", "v1", "f0", "f2"]);
-        if self.is_64 { all } else { all | self.names(&["f1", "f3"]) }
+        self.return_registers
     }
 
-    /// With $t9, which holds the function's address; $gp, which lazy binding needs; and the static chain ($15).
     fn argument_registers(&self) -> u64 {
-        let all = self.names(&["a0", "a1", "a2", "a3", "t9", "f12", "f13", "f14", "f15"]);
-        let more: &[&str] = match self.is_64 {
-            true => &["a4", "a5", "a6", "a7", "t3", "f16", "f17", "f18", "f19"],
-            false => &["gp", "t7"],
-        };
-        all | self.names(more)
+        self.argument_registers
     }
 }
 
@@ -272,6 +287,14 @@ mod tests {
 
     fn decode(words: &[u32]) -> Vec<Insn> {
         decode_with(words, false, &Constants::NONE)
+    }
+
+    fn texts(words: &[u32]) -> Vec<String> {
+        let code: Vec<u8> = words.iter().flat_map(|w| w.to_be_bytes()).collect();
+        let mut out = Vec::new();
+        let with = &mut |_: &Insn, text: &str| out.push(text.trim().into());
+        CapstoneDecoder::mips(false, Endian::Big).texts(&code, &decode(words), with);
+        out
     }
 
     fn names(is_64: bool, set: u64) -> String {
@@ -301,7 +324,8 @@ mod tests {
         for (words, text, len, flow) in rows {
             let all = decode(words);
             assert_eq!(all.len(), 1, "{text}: {all:?}");
-            assert_eq!((all[0].text.trim(), all[0].len, all[0].flow), (*text, *len, *flow));
+            assert_eq!((all[0].len, all[0].flow), (*len, *flow), "{text}");
+            assert_eq!(texts(words), [*text]);
         }
     }
 

@@ -149,6 +149,10 @@ impl super::Isa for Isa {
         super::in_order(capstone, code, addr, &|insn, detail, rest| self.meaning(insn, detail, rest))
     }
 
+    fn texts(&self, capstone: &Capstone, code: &[u8], insns: &[Insn], with: &mut dyn FnMut(&Insn, &str)) {
+        super::texts_in_order(capstone, code, insns, with);
+    }
+
     fn volatile_names(&self) -> &'static [&'static str] {
         &NAMES
     }
@@ -389,8 +393,15 @@ mod tests {
     fn one(code: &[u8]) -> Insn {
         let all = CapstoneDecoder::x86_64().decode(code, AT, &Constants::NONE);
         assert_eq!(all.len(), 1, "{code:02x?}: {all:?}");
-        assert_eq!(usize::from(all[0].len), code.len(), "{}", all[0].text);
+        assert_eq!(usize::from(all[0].len), code.len(), "{}", text(code));
         all[0].clone()
+    }
+
+    fn text(code: &[u8]) -> String {
+        let d = CapstoneDecoder::x86_64();
+        let mut out = String::new();
+        d.texts(code, &d.decode(code, AT, &Constants::NONE), &mut |_, text| out.push_str(text.trim()));
+        out
     }
 
     fn names(set: u64) -> String {
@@ -435,7 +446,7 @@ mod tests {
         ];
         for (code, text, flow) in rows {
             let insn = one(code);
-            assert_eq!((insn.text.trim(), insn.flow), (*text, *flow), "{code:02x?}");
+            assert_eq!((self::text(code).as_str(), insn.flow), (*text, *flow), "{code:02x?}");
         }
     }
 
@@ -458,7 +469,7 @@ mod tests {
             (&[0xe8, 0, 0, 0, 0], None),                              // call: that is its flow
         ];
         for (code, refers) in rows {
-            assert_eq!(one(code).refers, *refers, "{}", one(code).text);
+            assert_eq!(one(code).refers, *refers, "{}", text(code));
         }
     }
 
@@ -538,7 +549,7 @@ mod tests {
         ];
         for (code, text, reads, writes) in rows {
             let insn = one(code);
-            assert_eq!(insn.text.trim(), *text);
+            assert_eq!(self::text(code), *text);
             assert_eq!(names(insn.writes), *writes, "writes of {text}");
             assert_eq!(names(insn.reads), *reads, "reads of {text}");
         }
@@ -589,11 +600,16 @@ mod tests {
     #[test]
     fn lengths_that_capstone_has_wrong() {
         // ud1 eax, [eax + 0x12], as sanitizers emit it, then ret
-        let insns = CapstoneDecoder::x86_64().decode(&[0x67, 0x0f, 0xb9, 0x40, 0x12, 0xc3], AT, &Constants::NONE);
+        let code = [0x67, 0x0f, 0xb9, 0x40, 0x12, 0xc3];
+        let d = CapstoneDecoder::x86_64();
+        let insns = d.decode(&code, AT, &Constants::NONE);
         assert_eq!(
             insns.iter().map(|i| (i.addr, i.len, i.flow)).collect::<Vec<_>>(),
             [(AT, 5, Flow::Stop), (AT + 5, 1, Flow::Return)]
         );
+        let mut texts = Vec::new();
+        d.texts(&code, &insns, &mut |i, text| texts.push((i.addr, text.to_owned())));
+        assert_eq!(texts, [(AT, "ud1".to_owned()), (AT + 5, "ret".to_owned())]);
         assert_eq!(super::operand_len(&[0xc8]), Some(1));
         assert_eq!(super::operand_len(&[0x44, 0x24, 8]), Some(3));
         assert_eq!(super::operand_len(&[0x04, 0x25, 0, 0, 0, 0]), Some(6));

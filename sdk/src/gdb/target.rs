@@ -4,6 +4,7 @@ use super::calls::Held;
 use super::error::GdbError;
 use super::registers::Map;
 use super::stub::{Kind, Stub};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tigerfix_core::addr::{Bias, RunAddr};
 use tigerfix_core::arch::Arch;
@@ -35,6 +36,8 @@ pub struct GdbTarget {
     pub(super) maps: Option<Vec<Mapping>>,
     /// Interrupted calls are in order since the last stop.
     pub(super) settled: bool,
+    /// What was found out of threads' control blocks.
+    pub(super) blocks: HashMap<u64, RunAddr>,
     pid: Option<u64>,
 }
 
@@ -83,8 +86,19 @@ impl GdbTarget {
             area = Some(bare_area(&name, program.as_ref(), options.area)?);
         }
         let pid = if stub.kind == Kind::Process { stub.pid().map_err(of)? } else { None };
-        let mut target =
-            GdbTarget { stub, arch, map, program, area, held: None, code: Vec::new(), maps: None, settled: false, pid };
+        let mut target = GdbTarget {
+            stub,
+            arch,
+            map,
+            program,
+            area,
+            held: None,
+            code: Vec::new(),
+            maps: None,
+            settled: false,
+            blocks: HashMap::new(),
+            pid,
+        };
         target.past_the_loader()?;
         target.settle()?;
         Ok(target)

@@ -5,7 +5,9 @@ use super::stub::Kind;
 use super::target::{GdbTarget, unsuitable};
 use crate::restart::restarted;
 use std::time::{Duration, Instant};
+use tigerfix_core::addr::RunAddr;
 use tigerfix_core::arch::Registers;
+use tigerfix_core::field::load;
 use tigerfix_core::target::{TargetError, ThreadId, Threads};
 
 /// How many instructions a thread makes at a time on its way out of a function.
@@ -64,6 +66,19 @@ impl GdbTarget {
             self.stub.set_block(thread, &self.map, &block, &new).map_err(|e| self.fault(e))?;
         }
         Ok(())
+    }
+}
+
+impl GdbTarget {
+    fn robust_list(&mut self, thread: u64) -> Result<RunAddr, TargetError> {
+        let Some(linux) = self.arch.linux() else { return Err(TargetError::Unsupported { what: "make system calls" }) };
+        let word = usize::from(self.arch.address_bits() / 8);
+        let at = self.scratch();
+        // Takes the address; the length is put behind it.
+        let args = [thread, 0, at + word as u64, 0, 0, 0];
+        self.inject("get_robust_list", linux.get_robust_list, args, Some((1, &[0; 16])))?;
+        let bytes = self.stub.read_bytes(at, word).map_err(|e| self.fault(e))?;
+        Ok(RunAddr(load(&bytes, self.arch.data_endian())))
     }
 }
 
@@ -129,6 +144,21 @@ impl Threads for GdbTarget {
         let (reg, bits) = self.arch.registers().exception?;
         let inside = self.stub.kind == Kind::Bare && regs.get(reg) & bits != 0;
         inside.then_some("the processor is inside an exception handler")
+    }
+
+    /// The stub shows no thread pointer that is in no general register. But C libraries keep the list of robust mutexes, of
+    /// which the kernel knows, in the control block; musl only of threads that have locked one.
+    fn thread_block(&mut self, thread: ThreadId) -> Option<RunAddr> {
+        if self.stub.kind != Kind::Process {
+            return None;
+        }
+        if let Some(at) = self.blocks.get(&thread.0) {
+            return Some(*at);
+        }
+        let at = self.with_thread(|t| t.robust_list(thread.0)).ok().filter(|at| at.0 != 0)?;
+        // While a thread lives it stays where it is.
+        self.blocks.insert(thread.0, at);
+        Some(at)
     }
 
     fn thread_name(&mut self, thread: ThreadId) -> String {
