@@ -1,4 +1,4 @@
-//! From this machine, through a gdbserver inside a MIPS Linux guest: tfix patches processes there.
+//! From this machine, through a gdbserver inside a Linux guest: tfix patches processes there.
 
 use qemu_tests::on_guests::{PIE, STATIC, all_cases, calls_with_a_timeout, calls_with_an_event, threads};
 use qemu_tests::{Guest, GuestGdbserver, Lab};
@@ -33,14 +33,6 @@ macro_rules! on {
                 through(GUEST, |lab| all_cases(lab, "-O2", STATIC));
             }
             #[test]
-            fn calls_that_wait_for_an_event() {
-                through(GUEST, |lab| calls_with_an_event(lab));
-            }
-            #[test]
-            fn calls_that_wait_for_a_time() {
-                through(GUEST, |lab| calls_with_a_timeout(lab));
-            }
-            #[test]
             fn eight_busy_threads() {
                 through(GUEST, |lab| threads(&lab(), 5));
             }
@@ -49,3 +41,27 @@ macro_rules! on {
 }
 
 on!(mipsel mips64el aarch64);
+
+/// Not on AArch64: calls that end with EINTR at a stop can't be made again from what a stub shows (`docs/remote.md`).
+macro_rules! waiting {
+    ($($name:ident: $guest:literal;)*) => {
+        $(mod $name {
+            use super::*;
+            const GUEST: &str = $guest;
+
+            #[test]
+            fn calls_that_wait_for_an_event() {
+                through(GUEST, |lab| calls_with_an_event(lab));
+            }
+            #[test]
+            fn calls_that_wait_for_a_time() {
+                through(GUEST, |lab| calls_with_a_timeout(lab));
+            }
+        })*
+    };
+}
+
+waiting! {
+    waiting_mipsel: "mipsel";
+    waiting_mips64el: "mips64el";
+}

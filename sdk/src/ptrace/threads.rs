@@ -625,3 +625,18 @@ impl Threads for PtraceTarget {
         std::fs::read_to_string(self.task_file(thread.0 as i32, "comm")).unwrap_or_default().trim_end().to_owned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::WaitingCall;
+
+    #[test]
+    fn what_the_kernel_says_of_a_call() {
+        let call = WaitingCall { nr: 22, first: 3, sp: 0xffff_d575_a9f0, pc: 0x44_1c74 };
+        let text = "22 0x3 0xffffd575aa68 0x1 0xffffffffffffffff 0x0 0x8 0xffffd575a9f0 0x441c74\n";
+        assert_eq!(WaitingCall::parse(text), Some(call));
+        for none in ["running\n", "-1 0xffffd575a9f0 0x441c74\n", "", "22 0x3\n", "22 3 4 5 6 7 8 9 10\n"] {
+            assert_eq!(WaitingCall::parse(none), None, "{none}");
+        }
+    }
+}
