@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 use sys::{Event, Go};
-use tigerfix_core::arch::{Arch, LinuxAbi, RegisterLayout, Registers};
+use tigerfix_core::arch::{Arch, LinuxAbi, Reg, RegisterLayout, Registers};
 use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{TargetError, ThreadId, Threads};
 
@@ -229,13 +229,17 @@ impl PtraceTarget {
         if self.tasks.get(&tid).is_none_or(|t| t.phase != Phase::Seized) {
             return;
         }
-        let forgetful = self.arch.linux().is_some_and(|l| l.taken_back.is_some());
-        let call = if forgetful { self.waiting_call(tid) } else { None };
+        let call = if self.forgetful() { self.waiting_call(tid) } else { None };
         if let Some(t) = self.tasks.get_mut(&tid) {
             let _ = sys::interrupt(tid);
             t.phase = Phase::Asked;
             t.call = call;
         }
+    }
+
+    /// Does the kernel not tell a tracer which call a thread was in?
+    fn forgetful(&self) -> bool {
+        self.arch.linux().is_some_and(|l| l.taken_back.is_some())
     }
 
     fn waiting_call(&self, tid: i32) -> Option<WaitingCall> {
@@ -343,8 +347,8 @@ impl PtraceTarget {
     }
 
     /// Where the kernel takes calls back itself, but not those that end with EINTR: the registers that make such a call again,
-    /// if it may be. The result has overwritten the first argument: it is what it was before the stop was asked for. If the
-    /// thread was not waiting then, some kernels tell it while the thread is said to be in a call, others have
+    /// if it may be. The result has overwritten the first argument: it is what it was before the stop was asked for, or when
+    /// we let the thread go. If neither is known, some kernels tell it while the thread is said to be in a call, others have
     /// nothing but the result by then, and the call stays ended.
     fn take_back(&self, tid: i32, linux: &LinuxAbi, regs: &Registers) -> Option<Registers> {
         const NO_CALL: i32 = -1;
@@ -360,15 +364,28 @@ impl PtraceTarget {
         if !ended {
             return None;
         }
+        let task = self.tasks.get(&tid);
+        let (first, others) = layout.syscall_args.split_first()?;
         let same = |c: &WaitingCall| (c.nr, c.sp, c.pc) == (nr, regs.get(layout.sp), regs.get(layout.pc));
-        let call = self.tasks.get(&tid).and_then(|t| t.call).filter(same).or_else(|| {
+        let waited = || task.and_then(|t| t.call).filter(same).map(|c| c.first);
+        // It may have been let go a moment ago, to make just this call.
+        let again = |r: &&Registers| {
+            let alike = |reg: Reg| r.get(reg) == regs.get(reg);
+            r.get(layout.pc) == insn
+                && alike(layout.syscall_nr)
+                && alike(layout.sp)
+                && others.iter().all(|reg| alike(*reg))
+        };
+        let left = || task.map(|t| &t.regs).into_iter().chain(self.left.get(&tid)).find(again).map(|r| r.get(*first));
+        let told = || {
             sys::set_regset(tid, note, &(nr as i32).to_ne_bytes()).ok()?;
             let call = self.waiting_call(tid);
             let _ = sys::set_regset(tid, note, &NO_CALL.to_ne_bytes());
-            call.filter(|c| same(c) && c.first != result)
-        })?;
+            call.filter(|c| same(c) && c.first != result).map(|c| c.first)
+        };
+        let argument = waited().or_else(left).or_else(told)?;
         let mut regs = *regs;
-        regs.set(*layout.syscall_args.first()?, call.first);
+        regs.set(*first, argument);
         regs.set(layout.pc, insn);
         Some(regs)
     }
@@ -395,6 +412,9 @@ impl PtraceTarget {
     /// waited for then, since nobody learns of the end of a process before its tracer has taken that of all threads.
     pub(super) fn let_go(&mut self, tid: i32) {
         self.heed_signals(tid);
+        if let (Some(t), true) = (self.tasks.get(&tid), self.forgetful()) {
+            self.left.insert(tid, t.regs);
+        }
         let mut patience = Patience::until(Instant::now() + LAST_CHANCE);
         while sys::detach(tid).is_err() {
             match self.next_event(tid, &mut patience, "end") {
