@@ -1,9 +1,13 @@
 //! Firmware on an emulated board without an operating system, patched from outside through the emulator's stub. Big-endian MIPS.
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use qemu_tests::{Lab, Outcome, Victim, run, tfix};
+use tigerfix::gdb::packet::frame;
 
 const FLAGS: [&str; 9] = [
     "-O2",
@@ -60,6 +64,32 @@ impl Board {
         run(&all)
     }
 
+    /// What a probe's server does that has a memory map: the board's stub, and `map` besides. Gives its address.
+    fn with_map(&self, name: &str, map: &'static str) -> String {
+        let socket = self.lab.path(name);
+        let server = UnixListener::bind(&socket).expect("a socket");
+        let stub = self.lab.path("stub");
+        std::thread::spawn(move || {
+            for ours in server.incoming().map_while(Result::ok) {
+                let theirs = UnixStream::connect(&stub).expect("the stub");
+                let back = (theirs.try_clone().expect("a copy"), ours.try_clone().expect("a copy"));
+                std::thread::spawn(move || {
+                    forward(back.0, &back.1, &back.1, |answer| {
+                        let (start, end) = (find(answer, b"$PacketSize")?, find(answer, b"#")?);
+                        let more = [&answer[start + 1..end], b";qXfer:memory-map:read+"].concat();
+                        Some((answer[..start].to_vec(), frame(&more)))
+                    });
+                });
+                forward(ours.try_clone().expect("a copy"), &theirs, &ours, |question| {
+                    let start = find(question, b"$qXfer:memory-map:read::0,")?;
+                    let answer = [b"+", &frame(format!("l{map}").as_bytes())[..]].concat();
+                    Some((question[..start].to_vec(), answer))
+                });
+            }
+        });
+        format!("unix:{}", socket.display())
+    }
+
     fn patches(&self) -> Vec<(String, String)> {
         let json = self.tfix("list", &["--json".as_ref()]).done().json();
         let list = json["processes"][0]["patches"].as_array().cloned().expect("a list");
@@ -77,6 +107,65 @@ impl Board {
         };
         self.victim.settles(odd, 20, |l| right(l) == Some(true));
     }
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|w| w == part)
+}
+
+/// Passes on what comes in, until there is no more. `change`: what to pass on instead, and what to say to `other`.
+fn forward(
+    mut from: UnixStream,
+    mut to: &UnixStream,
+    mut other: &UnixStream,
+    change: impl Fn(&[u8]) -> Option<(Vec<u8>, Vec<u8>)>,
+) {
+    let mut buffer = vec![0u8; 1 << 16];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        let (pass, say) = change(&buffer[..n]).unwrap_or_else(|| (buffer[..n].to_vec(), Vec::new()));
+        if to.write_all(&pass).and_then(|()| other.write_all(&say)).is_err() {
+            break;
+        }
+    }
+    for s in [&from, to] {
+        // Who is gone already has nothing to be told.
+        let _ = s.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn the_stubs_memory_map_counts() {
+    let mut board = Board::start(&[]);
+    let value = board.package("value", &[]);
+    let direct = board.at.clone();
+    for (name, map, why, rule) in [
+        (
+            "flash",
+            "<memory-map><memory type='flash' start='0x80100000' length='0x100000'/>\
+             <memory type='ram' start='0x80200000' length='0x1000000'/></memory-map>",
+            "flash (0x80100000 to 0x80200000)",
+            "remote-flash",
+        ),
+        (
+            "small",
+            "<memory-map><memory type='ram' start='0x80000000' length='0x401000'/></memory-map>",
+            "ends at 0x80401000",
+            "remote-area",
+        ),
+    ] {
+        board.at = board.with_map(name, map);
+        board.tfix("fix", &[&value]).refused(&[why]).by_rule(rule);
+        board.prints(" value 1 odd", " value 1 even");
+        board.at.clone_from(&direct);
+        // Nothing was written, not even beside the function.
+        assert!(board.patches().is_empty());
+    }
+    let map = "<memory-map><memory type='ram' start='0x80000000' length='0x8000000'/></memory-map>";
+    board.at = board.with_map("ram", map);
+    board.tfix("fix", &[&value]).done();
+    board.prints(" value *42 odd", " value *42 even");
+    board.tfix("revert", &[]).done();
+    board.prints(" value 1 odd", " value 1 even");
 }
 
 #[test]

@@ -162,13 +162,14 @@ impl Threads for GdbTarget {
     }
 
     fn thread_name(&mut self, thread: ThreadId) -> String {
-        if self.stub.kind != Kind::Process {
-            return String::new();
+        if self.stub.kind == Kind::Process {
+            let path = format!("/proc/{}/comm", thread.0);
+            if let Ok(Some(name)) = self.stub.file(&path, 0, 64) {
+                return String::from_utf8_lossy(&name).trim_end().to_owned();
+            }
         }
-        let path = format!("/proc/{}/comm", thread.0);
-        match self.stub.file(&path, 0, 64) {
-            Ok(Some(name)) => String::from_utf8_lossy(&name).trim_end().to_owned(),
-            _ => String::new(),
-        }
+        // Only for messages: without a list there is no name.
+        let listed = self.stub.listed_threads().ok().flatten().unwrap_or_default();
+        listed.into_iter().find(|t| t.0 == thread.0).map_or(String::new(), |t| t.1)
     }
 }
