@@ -41,11 +41,15 @@ macro_rules! on {
                 through(GUEST, |lab| calls_with_a_timeout(lab));
             }
             #[test]
+            fn threads_that_have_to_be_led_out() {
+                through(GUEST, |lab| threads(&lab(), 0, 2));
+            }
+            #[test]
             fn eight_busy_threads() {
-                through(GUEST, |lab| threads(&lab(), 5));
+                through(GUEST, |lab| threads(&lab(), 50, 4));
             }
         })*
     };
 }
 
-on!(mipsel mips64el);
+on!(mipsel mips mips64el);
