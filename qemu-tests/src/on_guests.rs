@@ -148,7 +148,7 @@ impl Shared {
 pub fn threads(lab: &Lab, idle: u32, cycles: i32) {
     let program = lab.program("threads_program.c", &["-O2", &format!("-DIDLE={idle}")]);
     let package = lab.package(&program, &lab.patch("threads_patch.c", &["-O2"]));
-    let shared = Shared::new(guest(lab), "/tmp/shared-by-threads");
+    let shared = Shared::new(guest(lab), &format!("/tmp/shared-by-threads-{idle}"));
     let mut victim = lab.start(&program, &[&shared.path]);
     victim.wait_line("alive");
     shared.all_call(100);
