@@ -74,6 +74,7 @@ impl Stub {
     }
 
     pub(super) fn over(mut line: Connection, address: &str, pid: Option<u64>) -> Result<Stub, GdbError> {
+        line.greet()?;
         // Without the first, a description of the processor's registers is kept back by some.
         let offers = Offers::parse(&line.ask(b"qSupported:xmlRegisters=i386;vContSupported+")?);
         if offers.has("QStartNoAckMode") && line.ask(b"QStartNoAckMode")? == b"OK" {

@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 use tigerfix_core::addr::RunAddr;
 use tigerfix_core::arch::Registers;
 use tigerfix_core::field::load;
-use tigerfix_core::target::{TargetError, ThreadId, Threads};
+use tigerfix_core::target::{Target as _, TargetError, ThreadId, Threads};
 
 /// How many instructions a thread makes at a time on its way out of a function.
 const STEPS: u32 = 64;
+/// The same where a step is made by breakpoints: several requests each.
+const STRIDES: u32 = 32;
+/// Code that one of those may run through, bytes.
+const STRIDE: u64 = 256;
 /// How long one instruction may take: it may be a system call.
 const STEP: Duration = Duration::from_millis(500);
 
@@ -82,6 +86,56 @@ impl GdbTarget {
     }
 }
 
+impl GdbTarget {
+    /// Lets a thread run a little, by breakpoints where it comes past. Is more of that of use?
+    fn stride(&mut self, thread: u64) -> Result<bool, TargetError> {
+        let regs = self.registers_of(thread)?;
+        let pc = regs.get(self.arch.registers().pc);
+        // Not across the end of a page: memory may end there.
+        let mut code = vec![0u8; (STRIDE - pc % STRIDE) as usize];
+        self.read(RunAddr(pc), &mut code)?;
+        let Some(places) = self.arch.comes_past(&regs, &code) else { return Ok(false) };
+        let count = if places[0] == places[1] { 1 } else { 2 };
+        let mut planted = Vec::new();
+        let mut result = Ok(false);
+        for &at in &places[..count] {
+            match self.plant(at) {
+                Ok(old) => planted.push((at, old)),
+                Err(e) => result = Err(e),
+            }
+        }
+        if result.is_ok() {
+            result = self.run_past(thread, &places);
+        }
+        if !self.stub.line.running {
+            for (at, old) in planted {
+                let gone = self.uproot(at, old);
+                result = result.and_then(|more| gone.map(|()| more));
+            }
+        }
+        result
+    }
+
+    fn run_past(&mut self, thread: u64, places: &[u64]) -> Result<bool, TargetError> {
+        match self.stub.run_one(thread, 'c', Instant::now() + STEP).map_err(|e| self.fault(e))? {
+            Some(stop) if matches!(stop.signal, 0 | 5) => {
+                let pc = self.registers_of(thread)?.get(self.arch.registers().pc);
+                Ok(places.contains(&pc))
+            }
+            Some(stop) => {
+                self.stub.signals.push((thread, stop.signal));
+                Ok(false)
+            }
+            None => {
+                self.settled = false;
+                self.stub.halt().map_err(|e| self.fault(e))?;
+                self.settle()?;
+                Ok(false)
+            }
+        }
+    }
+}
+
 impl Threads for GdbTarget {
     fn attach(&mut self) -> Result<(), TargetError> {
         Ok(())
@@ -115,6 +169,18 @@ impl Threads for GdbTarget {
     /// By single steps: nothing has to be stopped again after them.
     fn run_some(&mut self, threads: &[ThreadId], _micros: u64) -> Result<(), TargetError> {
         self.maps = None;
+        // The system's answer to a gdbserver that tries it there is an error, and gdbserver is no good any more.
+        let steps = self.arch.linux().is_none_or(|l| l.single_step) || !self.stub.interruptible;
+        if self.stub.kind == Kind::Process && !steps {
+            for t in threads {
+                for _ in 0..STRIDES {
+                    if !self.stride(t.0)? {
+                        break;
+                    }
+                }
+            }
+            return Ok(());
+        }
         for t in threads {
             for _ in 0..STEPS {
                 match self.stub.run_one(t.0, 's', Instant::now() + STEP) {
