@@ -75,7 +75,9 @@ impl Board {
                 let back = (theirs.try_clone().expect("a copy"), ours.try_clone().expect("a copy"));
                 std::thread::spawn(move || {
                     forward(back.0, &back.1, &back.1, |answer| {
-                        let (start, end) = (find(answer, b"$PacketSize")?, find(answer, b"#")?);
+                        // Other packets may have come before it.
+                        let start = find(answer, b"$PacketSize")?;
+                        let end = start + find(&answer[start..], b"#")?;
                         let more = [&answer[start + 1..end], b";qXfer:memory-map:read+"].concat();
                         Some((answer[..start].to_vec(), frame(&more)))
                     });
