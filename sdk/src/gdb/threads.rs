@@ -20,6 +20,16 @@ const STRIDE: u64 = 256;
 const STEP: Duration = Duration::from_millis(500);
 
 impl GdbTarget {
+    /// Is a system call the thread's next instruction? It may wait there for a thread that stands, and an interrupt may be
+    /// taken by one that stands as well: the step would not end.
+    fn before_call(&mut self, thread: ThreadId) -> Result<bool, TargetError> {
+        let Some(linux) = self.arch.linux().filter(|_| self.stub.kind == Kind::Process) else { return Ok(false) };
+        let pc = self.registers(thread)?.get(self.arch.registers().pc);
+        let mut next = vec![0u8; linux.syscall_insn.len()];
+        self.read(RunAddr(pc), &mut next)?;
+        Ok(next == linux.syscall_insn)
+    }
+
     /// Sees to it that the target stands.
     pub(super) fn stand(&mut self) -> Result<(), TargetError> {
         if !self.stub.line.running {
@@ -183,6 +193,9 @@ impl Threads for GdbTarget {
         }
         for t in threads {
             for _ in 0..STEPS {
+                if self.before_call(*t)? {
+                    break;
+                }
                 match self.stub.run_one(t.0, 's', Instant::now() + STEP) {
                     Ok(Some(stop)) if matches!(stop.signal, 0 | 5) => {}
                     Ok(Some(stop)) => {
