@@ -32,7 +32,7 @@ guest_fields() {
         ;;
     mips)
         guest_qemu=qemu-system-mips guest_machine="-M malta -cpu 24Kf -m 256" guest_console=ttyS0
-        guest_triple=mips-linux-gnu guest_toolchain="gcc-mips-linux-gnu libc6-dev-mips-cross"
+        guest_triple=mips-linux-gnu guest_toolchain="gcc-mips-linux-gnu libc6-dev-mips-cross g++-mips-linux-gnu"
         guest_debian="" guest_kernel=malta-be.config guest_rust=mips-unknown-linux-gnu
         guest_packages=""
         ;;
@@ -141,6 +141,33 @@ guest_own_kernel() {
     rm -rf "$tree"
 }
 
+# gdbserver from Debian's source package, for an architecture that Debian has none for.
+guest_own_gdbserver() {
+    local dir=$1 source=/usr/src/gdb.tar.xz key kept tree build
+    [ -e "$source" ] || install gdb-source "gdbserver's source"
+    [ -e "$source" ] || fail "there is no $source though gdb-source is installed"
+    # This takes minutes, too.
+    key=$({ stat -c %s "$source" && "$guest_triple-g++" --version && declare -f guest_own_gdbserver; } | sha256sum)
+    kept=$guests_cache/gdbservers/${key%% *}
+    if [ ! -e "$kept" ]; then
+        need_commands make:make g++:g++ xz:xz-utils
+        say "guest $(basename "$dir"): building gdbserver from $(basename "$source") (two minutes or three)"
+        tree=$guests_cache/gdb build=$guests_cache/gdb/build
+        rm -rf "$tree"
+        mkdir -p "$build" "$guests_cache/gdbservers"
+        tar -C "$tree" --strip-components=1 --exclude='*/gdb/testsuite' --exclude='*/sim' -xJf "$source" ||
+            fail "$source can't be unpacked"
+        (cd "$build" && ../configure --host="$guest_triple" --disable-gdb --enable-gdbserver --disable-inprocess-agent \
+            --disable-nls CFLAGS=-O1 CXXFLAGS=-O1 LDFLAGS=-static) >"$dir/gdbserver.log" 2>&1 &&
+            nice make -C "$build" -j"$(nproc)" all-gdbserver >>"$dir/gdbserver.log" 2>&1 ||
+            { tail -n 30 "$dir/gdbserver.log" >&2; fail "gdbserver does not build for $guest_triple"; }
+        "$guest_triple-strip" -o "$kept.part" "$build/gdbserver/gdbserver" && mv "$kept.part" "$kept"
+        rm -rf "$tree"
+    fi
+    mkdir -p "$dir/root/usr/bin"
+    cp "$kept" "$dir/root/usr/bin/gdbserver"
+}
+
 # What the guest's programs need: the C library and a few programs.
 guest_libraries() {
     local root=$1 lib
@@ -211,7 +238,7 @@ guest_save() {
 guest_key() {
     {
         printf '%s\n' "$guest_machine" "$guest_console" "$guest_debian" "$guest_kernel" "$guest_packages" "$guest_modules"
-        declare -f guest_debian_kernel guest_own_kernel guest_libraries guest_save prepare_guest
+        declare -f guest_debian_kernel guest_own_kernel guest_own_gdbserver guest_libraries guest_save prepare_guest
         cat "$guests_files"/*
         "$guest_qemu" --version
         "$guest_triple-gcc" --version
@@ -223,6 +250,7 @@ guest_tools() {
     set -- $guest_toolchain
     need_commands "$guest_triple-gcc:$1" "$guest_qemu:$guest_qemu_package" cpio:cpio dpkg:dpkg flock:util-linux
     [ -e "/usr/$guest_triple/include/stdio.h" ] || install "$2" "the C library for $guest_triple"
+    [ -z "${3:-}" ] || need_commands "$guest_triple-g++:$3"
     [ -e "/usr/$guest_triple/include/stdio.h" ] || fail "/usr/$guest_triple/include/stdio.h is missing though $2 is installed"
 }
 
@@ -245,6 +273,7 @@ prepare_guest() {
             guest_debian_kernel "$dir" "$root"
         else
             guest_own_kernel "$dir"
+            guest_own_gdbserver "$dir"
         fi
         guest_libraries "$root"
         "$guest_triple-gcc" -Wall -Wextra -O2 -static -D_FILE_OFFSET_BITS=64 -o "$root/init" "$guests_files/agent.c" ||

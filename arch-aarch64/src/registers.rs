@@ -105,6 +105,7 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     prctl: 167,
     rt_sigreturn: 139,
     get_robust_list: 100,
+    single_step: true,
     cacheflush: None,
     map_private: 0x02,
     map_anonymous: 0x20,

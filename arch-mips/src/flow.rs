@@ -239,6 +239,29 @@ fn scan<const BIG: bool, const IS_64: bool>(
     }
 }
 
+/// Where a thread at `pc` comes past next: at the next branch, system call or trap; from a branch, at its target or behind
+/// its delay slot. `None`: it stands at something that leads elsewhere, or waits, or at a branch to itself.
+#[must_use]
+pub fn comes_past(is_64: bool, endian: Endian, pc: u64, code: &[u8], register: &dyn Fn(u8) -> u64) -> Option<[u64; 2]> {
+    const SYSCALL: u32 = 0x0c;
+    let narrow = |at: u64| if is_64 { at } else { u64::from(at as u32) };
+    let plain = |w: u32| classify(w).kind == Kind::Next && (w >> 26 != 0 || w & 0x3f != SYSCALL);
+    let ahead = words(endian, code).take_while(|w| plain(*w)).count();
+    if ahead > 0 {
+        return Some([narrow(pc.wrapping_add(4 * ahead as u64)); 2]);
+    }
+    let branch = words(endian, code).next().map(classify)?;
+    let behind = narrow(pc.wrapping_add(8));
+    let places = match (branch.kind, branch.target) {
+        (_, Some(Target::OtherIsa(_))) => return None,
+        (Kind::Conditional, _) => [branch.target(is_64, pc)?, behind],
+        (Kind::Always, _) => [branch.target(is_64, pc)?; 2],
+        (Kind::Register, _) => [narrow(register(branch.register)); 2],
+        _ => return None,
+    };
+    places.iter().all(|p| *p != pc && p.is_multiple_of(4)).then_some(places)
+}
+
 /// Is the last word of `before` a branch, so that the next one is in its delay slot?
 #[must_use]
 pub fn leaves_delay_slot(endian: Endian, before: &[u8]) -> bool {
@@ -337,6 +360,29 @@ mod tests {
         assert!(!leaves_delay_slot(Endian::Little, &last(0x1000_0003)));
         assert!(leaves_delay_slot(Endian::Little, &0x03e0_0008u32.to_le_bytes()));
         assert!(!leaves_delay_slot(Endian::Big, &[]) && !leaves_delay_slot(Endian::Big, &[3, 0xe0, 0]));
+    }
+
+    #[test]
+    fn where_a_thread_comes_past() {
+        let at = |code: &[u32]| {
+            let big: Vec<u8> = code.iter().flat_map(|w| w.to_be_bytes()).collect();
+            let little: Vec<u8> = code.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let past = |endian, code| comes_past(false, endian, 0x40_1000, code, &|r| 0x50_0000 + u64::from(r) * 0x100);
+            assert_eq!(past(Endian::Big, &big), past(Endian::Little, &little));
+            past(Endian::Big, &big)
+        };
+        let add = 0x2442_0001; // addiu v0, v0, 1
+        assert_eq!(at(&[add, add, 0x1040_ffff, 0]), Some([0x40_1008; 2])); // beqz
+        assert_eq!(at(&[add, 0x0000_000c]), Some([0x40_1004; 2])); // syscall
+        assert_eq!(at(&[add, add]), Some([0x40_1008; 2]));
+        assert_eq!(at(&[0x1040_0003, add]), Some([0x40_1010, 0x40_1008]));
+        assert_eq!(at(&[0x1000_0003, add]), Some([0x40_1010; 2])); // b
+        assert_eq!(at(&[0x0320_f809, add]), Some([0x50_1900; 2])); // jalr t9
+        assert_eq!(at(&[0x1040_ffff, add]), None, "to itself");
+        for stays in [0x0000_000c, 0x0000_000d, 0x7410_0800, 0x4200_0018] {
+            assert_eq!(at(&[stays, add]), None, "{stays:08x}"); // syscall break jalx eret
+        }
+        assert_eq!(at(&[]), None);
     }
 
     #[test]

@@ -170,4 +170,9 @@ impl Arch for Mips {
     ) -> Option<tigerfix_core::arch::Frame> {
         flow::step_out(self.is_64, self.endian, frame, read)
     }
+
+    fn comes_past(&self, regs: &tigerfix_core::arch::Registers, code: &[u8]) -> Option<[u64; 2]> {
+        let pc = regs.get(self.registers().pc);
+        flow::comes_past(self.is_64, self.endian, pc, code, &|r| regs.get(r))
+    }
 }

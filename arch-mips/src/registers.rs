@@ -235,6 +235,7 @@ pub(crate) static LINUX_O32_LE: LinuxAbi = LinuxAbi {
     prctl: 4192,
     rt_sigreturn: RT_SIGRETURN_O32 as u64,
     get_robust_list: 4310,
+    single_step: false,
     cacheflush: Some(4147),
     map_private: 0x02,
     map_anonymous: 0x800,

@@ -147,6 +147,7 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     prctl: 157,
     rt_sigreturn: 15,
     get_robust_list: 274,
+    single_step: true,
     cacheflush: None,
     map_private: 0x02,
     map_anonymous: 0x20,

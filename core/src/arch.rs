@@ -599,6 +599,8 @@ pub struct LinuxAbi {
     pub rt_sigreturn: u64,
     /// `get_robust_list`
     pub get_robust_list: u64,
+    /// Can its kernels let a thread make a single step?
+    pub single_step: bool,
     /// `cacheflush`, where the ABI has it.
     pub cacheflush: Option<u64>,
     /// MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE of this ABI.
@@ -744,6 +746,11 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     /// One step out of a frame for which there is no unwind table, by following the code from its pc to its return. The
     /// caller's frame, or `None` where that can't be told for sure.
     fn step_out(&self, _frame: &Frame, _read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<Frame> {
+        None
+    }
+    /// Where a thread with these registers comes past next, in one of the two places, for systems without single steps.
+    /// `code` is what follows its pc. `None`: not known, or better not tried, as at a system call.
+    fn comes_past(&self, _regs: &Registers, _code: &[u8]) -> Option<[u64; 2]> {
         None
     }
 }

@@ -163,6 +163,10 @@ mod with_alloc {
                 }
                 TargetError::AlreadyTraced { .. } => Some("detach the debugger or tracer first"),
                 TargetError::Gone { .. } => Some("check the process id"),
+                TargetError::Unsuitable { rule: "remote-flash", .. } => Some(
+                    "trampolines can't be written into flash or ROM over this protocol: link the function to run from RAM, \
+                     or flash new firmware",
+                ),
                 _ => None,
             }
         }
@@ -228,6 +232,14 @@ mod with_alloc {
         /// # Errors
         /// [`TargetError::Memory`] unless all of `bytes` was written.
         fn write(&mut self, addr: RunAddr, bytes: &[u8]) -> Result<(), TargetError>;
+        /// Does [`Target::write`] change what is at `start..start + len`? Asked before anything is written. `name` is what
+        /// lies there, for messages.
+        ///
+        /// # Errors
+        /// [`TargetError::Unsuitable`] where it is known not to.
+        fn writable(&self, _name: &str, _start: RunAddr, _len: u64) -> Result<(), TargetError> {
+            Ok(())
+        }
         /// The address space.
         fn mappings(&mut self) -> Option<&mut dyn Mappings>;
         /// The threads.

@@ -3,14 +3,16 @@
 
 use libfuzzer_sys::fuzz_target;
 use tigerfix::gdb::packet::{Decoder, Event, MAX_PACKET, escape, frame, from_hex, number, unescape};
-use tigerfix::gdb::{description, reply};
+use tigerfix::gdb::{description, objects, reply};
 
 fn look(payload: &[u8]) {
     assert!(payload.len() <= MAX_PACKET);
     let _ = (from_hex(payload), number(payload), unescape(payload));
     let _ = (reply::stop(payload), reply::threads(payload), reply::file(payload), reply::text_offset(payload));
     let _ = (reply::thread_id(payload), reply::Offers::parse(payload), reply::is_error(payload));
-    let _ = description::registers(&description::parts(&String::from_utf8_lossy(payload)));
+    let text = String::from_utf8_lossy(payload);
+    let _ = description::registers(&description::parts(&text));
+    let _ = (objects::memory_map(&text), objects::threads(&text), objects::libraries(&text));
 }
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,7 +1,12 @@
 //! Boards without an operating system: an emulated machine runs firmware, and is patched through the emulator's stub.
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use tigerfix::gdb::packet::frame;
 
 use crate::{Lab, Outcome, Victim, run, tfix};
 
@@ -87,6 +92,34 @@ impl Board {
         run(&all)
     }
 
+    /// What a probe's server does that has a memory map: the board's stub, and `map` besides. Gives its address.
+    fn with_map(&self, name: &str, map: String) -> String {
+        let socket = self.lab.path(name);
+        let server = UnixListener::bind(&socket).expect("a socket");
+        let stub = self.lab.path("stub");
+        std::thread::spawn(move || {
+            for ours in server.incoming().map_while(Result::ok) {
+                let theirs = UnixStream::connect(&stub).expect("the stub");
+                let back = (theirs.try_clone().expect("a copy"), ours.try_clone().expect("a copy"));
+                std::thread::spawn(move || {
+                    forward(back.0, &back.1, &back.1, |answer| {
+                        // Other packets may have come before it.
+                        let start = find(answer, b"$PacketSize")?;
+                        let end = start + find(&answer[start..], b"#")?;
+                        let more = [&answer[start + 1..end], b";qXfer:memory-map:read+"].concat();
+                        Some((answer[..start].to_vec(), frame(&more)))
+                    });
+                });
+                forward(ours.try_clone().expect("a copy"), &theirs, &ours, |question| {
+                    let start = find(question, b"$qXfer:memory-map:read::0,")?;
+                    let answer = [b"+", &frame(format!("l{map}").as_bytes())[..]].concat();
+                    Some((question[..start].to_vec(), answer))
+                });
+            }
+        });
+        format!("unix:{}", socket.display())
+    }
+
     fn patches(&self) -> Vec<(String, String)> {
         let json = self.tfix("list", &["--json".as_ref()]).done().json();
         let list = json["processes"][0]["patches"].as_array().cloned().expect("a list");
@@ -104,6 +137,67 @@ impl Board {
         };
         self.victim.settles(odd, 20, |l| right(l) == Some(true));
     }
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|w| w == part)
+}
+
+/// Passes on what comes in, until there is no more. `change`: what to pass on instead, and what to say to `other`.
+fn forward(
+    mut from: UnixStream,
+    mut to: &UnixStream,
+    mut other: &UnixStream,
+    change: impl Fn(&[u8]) -> Option<(Vec<u8>, Vec<u8>)>,
+) {
+    let mut buffer = vec![0u8; 1 << 16];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        let (pass, say) = change(&buffer[..n]).unwrap_or_else(|| (buffer[..n].to_vec(), Vec::new()));
+        if to.write_all(&pass).and_then(|()| other.write_all(&say)).is_err() {
+            break;
+        }
+    }
+    for s in [&from, to] {
+        // Who is gone already has nothing to be told.
+        let _ = s.shutdown(Shutdown::Both);
+    }
+}
+
+/// The stub says which memory there is.
+pub fn the_stubs_memory_map_counts(machine: Machine) {
+    let mut board = Board::start(machine);
+    let value = board.package("value", &[]);
+    let direct = board.at.clone();
+    let memory = |kind: &str, start: u64, end: u64| {
+        format!("<memory type='{kind}' start='{start:#x}' length='{:#x}'/>", end - start)
+    };
+    let (text, spare) = (machine.text, machine.spare());
+    // Below all that the firmware has.
+    let bottom = text & !0xf_ffff;
+    let middle = text + 0x10_0000;
+    let end = spare + 0x1000;
+    for (name, map, why, rule) in [
+        (
+            "flash",
+            memory("flash", text, middle) + &memory("ram", middle, spare + 0x100_0000),
+            format!("flash ({text:#x} to {middle:#x})"),
+            "remote-flash",
+        ),
+        ("small", memory("ram", bottom, end), format!("ends at {end:#x}"), "remote-area"),
+    ] {
+        board.at = board.with_map(name, format!("<memory-map>{map}</memory-map>"));
+        board.tfix("fix", &[&value]).refused(&[&why]).by_rule(rule);
+        board.prints(" value 1 odd", " value 1 even");
+        board.at.clone_from(&direct);
+        // Nothing was written, not even beside the function.
+        assert!(board.patches().is_empty());
+    }
+    let map = format!("<memory-map>{}</memory-map>", memory("ram", bottom, spare + 0x100_0000));
+    board.at = board.with_map("ram", map);
+    board.tfix("fix", &[&value]).done();
+    board.prints(" value *42 odd", " value *42 even");
+    board.tfix("revert", &[]).done();
+    board.prints(" value 1 odd", " value 1 even");
 }
 
 /// Two patches, one beside the other, again and again.
@@ -211,6 +305,10 @@ pub fn another_firmware_is_recognised(machine: Machine) {
 #[macro_export]
 macro_rules! on_a_board {
     ($machine:ident) => {
+        #[test]
+        fn the_stubs_memory_map_counts() {
+            $crate::board::the_stubs_memory_map_counts($machine);
+        }
         #[test]
         fn patched_over_and_over() {
             $crate::board::patched_over_and_over($machine);

@@ -141,7 +141,7 @@ macro_rules! in_guests {
             }
             #[test]
             fn eight_busy_threads() {
-                threads(&lab(GUEST), 10);
+                threads(&lab(GUEST), 50, 10);
             }
             #[test]
             fn killed_while_patching_a_sleepy_target() {

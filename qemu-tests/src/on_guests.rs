@@ -147,10 +147,11 @@ impl Shared {
 }
 
 /// Eight busy threads call the function without pause while it is replaced and restored.
-pub fn threads(lab: &Lab, cycles: i32) {
-    let program = lab.program("threads_program.c", &["-O2"]);
+/// Between the calls they do `idle` rounds of something else: with none, some are in the function at any time.
+pub fn threads(lab: &Lab, idle: u32, cycles: i32) {
+    let program = lab.program("threads_program.c", &["-O2", &format!("-DIDLE={idle}")]);
     let package = lab.package(&program, &lab.patch("threads_patch.c", &["-O2"]));
-    let shared = Shared::new(guest(lab), "/tmp/shared-by-threads");
+    let shared = Shared::new(guest(lab), &format!("/tmp/shared-by-threads-{idle}"));
     let mut victim = lab.start(&program, &[&shared.path]);
     victim.wait_line("alive");
     shared.all_call(100);

@@ -63,7 +63,9 @@ impl Attempt<'_> {
                 // Longer at each attempt: the first ones hardly disturb, the later ones get through.
                 let budget = (LEAD_OUT_US.0 << attempts.min(10)).min(LEAD_OUT_US.1);
                 let blockers = core::mem::take(blockers);
-                outcome = checker.lead_out(target, blockers, clock, stopped_at + budget);
+                // From here on: over a slow line the look alone takes longer.
+                let deadline = clock.now_us().saturating_add(budget);
+                outcome = checker.lead_out(target, blockers, clock, deadline);
             }
             let outcome = match outcome {
                 Ok(blockers) if blockers.is_empty() => (self.write)(target).map(|()| Vec::new()),

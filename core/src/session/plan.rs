@@ -404,6 +404,8 @@ fn plan_site(
     options: &Options,
 ) -> Result<PlannedSite, SessionError> {
     let entry = site.entry.at(module.bias);
+    // Whichever form is taken in the end, it lies in the window.
+    target.writable(&site.old, entry.offset(site.pad.into()), site.window.into())?;
     let mut expected = site.expected.clone();
     overlay(&mut expected, entry, records);
     let mut found = vec![0u8; expected.len()];

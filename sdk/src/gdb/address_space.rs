@@ -1,10 +1,12 @@
 //! The address space: what the stub's files tell, what the process itself reads from its /proc, or what the program's file and
 //! the area say where there is no operating system.
 
+use super::objects::end_of_ram;
 use super::stub::{Kind, hex_number};
-use super::target::GdbTarget;
+use super::target::{GdbTarget, unsuitable};
 use crate::procfs::{Pages, parse_line};
 use tigerfix_core::addr::RunAddr;
+use tigerfix_core::error::Explain as _;
 use tigerfix_core::field::{Endian, load};
 use tigerfix_core::program::Program;
 use tigerfix_core::session::record::{MAGIC, REGION_PREFIX};
@@ -29,7 +31,7 @@ impl GdbTarget {
         let path = self.process_path("maps");
         let text = match self.stub.file(&path, 0, MAX_MAPS).map_err(|e| self.fault(e))? {
             Some(text) if !text.is_empty() => text,
-            _ => self.with_thread(GdbTarget::own_maps)?,
+            _ => self.with_thread(GdbTarget::own_maps).map_err(|e| self.without_maps(e))?,
         };
         let bad = |line: &str| TargetError::System {
             what: "read the list of mappings".into(),
@@ -48,6 +50,29 @@ impl GdbTarget {
             maps = self.with_exec(maps);
         }
         Ok(maps)
+    }
+
+    /// The list of mappings can't be had. What libraries the stub lists is only told: their list is no substitute, as it has
+    /// no rights, no stacks, and no records of patches, which would be taken for absent.
+    fn without_maps(&mut self, e: TargetError) -> TargetError {
+        const SHOWN: usize = 4;
+        if self.stub.line.running || matches!(e, TargetError::Gone { .. } | TargetError::Interrupted) {
+            return e;
+        }
+        // Whatever is wrong with these lists, what is told is why there is none of mappings.
+        let mut names: Vec<String> = self.stub.exec_file().ok().flatten().into_iter().collect();
+        names.extend(self.stub.libraries().unwrap_or_default());
+        if names.is_empty() {
+            return e;
+        }
+        let more = if names.len() > SHOWN { ", ..." } else { "" };
+        names.truncate(SHOWN);
+        let but =
+            format!("it lists {}{more}, but not what rights they have and what else is in memory", names.join(", "));
+        match e {
+            TargetError::Unsuitable { rule, what, why } => unsuitable(rule, &what, &format!("{why}; {but}")),
+            e => unsuitable(e.rule(), &self.stub.name, &format!("has no list of mappings ({e}); {but}")),
+        }
     }
 
     /// Has the process itself read /proc/self/maps.
@@ -206,7 +231,9 @@ impl GdbTarget {
                     continue;
                 }
                 let next = maps.iter().map(|m| m.start.0).find(|s| *s > sp).unwrap_or(u64::MAX);
-                let end = self.readable(sp, next.min(sp.saturating_add(STACK)));
+                // Behind RAM there may be devices, which reading can change.
+                let ram = end_of_ram(&self.regions, sp).unwrap_or(u64::MAX);
+                let end = self.readable(sp, next.min(sp.saturating_add(STACK)).min(ram));
                 if end > sp {
                     maps.push(mapping(sp, end, Perm::RW, "[stack]"));
                     maps.sort_by_key(|m| m.start);

@@ -55,6 +55,12 @@ impl Connection {
         self.link.is_slow()
     }
 
+    /// To be said first. A stub may still wait for the acknowledgement of somebody who was cut off; to all others it is
+    /// nothing.
+    pub(super) fn greet(&mut self) -> Result<(), GdbError> {
+        self.put(b"+", b"+")
+    }
+
     /// From now on nothing is acknowledged: the stub agreed.
     pub(super) fn no_acks(&mut self) {
         self.acks = false;

@@ -1,6 +1,8 @@
 //! Target descriptions (GDB manual, "Target Descriptions"): which registers there are, and how large. The XML is read as far
 //! as that needs, by looking for tags; what is odd in it is left out, never trusted.
 
+use super::xml::{Form, tags};
+
 /// A register of a description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
@@ -39,26 +41,14 @@ pub enum Part {
 #[must_use]
 pub fn parts(text: &str) -> Vec<Part> {
     let mut out = Vec::new();
-    let mut rest = text;
-    while let Some(start) = rest.find('<') {
-        rest = &rest[start + 1..];
-        if let Some(comment) = rest.strip_prefix("!--") {
-            rest = comment.find("-->").map_or("", |i| &comment[i + 3..]);
-            continue;
-        }
-        let Some(end) = rest.find('>') else { break };
-        let (tag, behind) = (&rest[..end], &rest[end + 1..]);
-        rest = behind;
-        match tag.split([' ', '\t', '\n', '\r', '/']).next() {
-            Some("architecture") => {
-                let name = behind.split('<').next().unwrap_or_default().trim();
-                out.push(Part::Architecture(name.to_owned()));
-            }
-            Some("xi:include") => out.extend(attribute(tag, "href").map(|h| Part::Include(h.to_owned()))),
-            Some("reg") => {
-                let bits = attribute(tag, "bitsize").and_then(|b| b.parse().ok());
-                if let (Some(name), Some(bits)) = (attribute(tag, "name"), bits) {
-                    let number = attribute(tag, "regnum").and_then(|n| n.parse().ok());
+    for t in tags(text).filter(|t| t.form != Form::Close) {
+        match t.name {
+            "architecture" => out.push(Part::Architecture(t.text.trim().to_owned())),
+            "xi:include" => out.extend(t.attribute("href").map(|h| Part::Include(h.to_owned()))),
+            "reg" => {
+                let bits = t.attribute("bitsize").and_then(|b| b.parse().ok());
+                if let (Some(name), Some(bits)) = (t.attribute("name"), bits) {
+                    let number = t.attribute("regnum").and_then(|n| n.parse().ok());
                     out.push(Part::Register { name: name.to_owned(), bits, number });
                 }
             }
@@ -69,19 +59,6 @@ pub fn parts(text: &str) -> Vec<Part> {
         }
     }
     out
-}
-
-fn attribute<'t>(tag: &'t str, name: &str) -> Option<&'t str> {
-    let mut rest = tag;
-    loop {
-        let at = rest.find(name)?;
-        let (before, behind) = (&rest[..at], &rest[at + name.len()..]);
-        rest = behind;
-        let value = behind.trim_start().strip_prefix('=').map(str::trim_start);
-        let (Some(value), true) = (value, before.ends_with([' ', '\t', '\n', '\r'])) else { continue };
-        let quote = value.chars().next().filter(|q| matches!(q, '"' | '\''))?;
-        return value[1..].split(quote).next();
-    }
 }
 
 /// The registers of a whole description (its parts, includes already put in their places), ascending by number.

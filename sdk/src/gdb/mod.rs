@@ -21,6 +21,7 @@ mod error;
 mod files;
 mod link;
 mod memory;
+pub mod objects;
 pub mod packet;
 mod registers;
 pub mod reply;
@@ -28,6 +29,7 @@ mod stub;
 mod target;
 mod threads;
 mod write;
+mod xml;
 
 #[cfg(test)]
 mod fake;

@@ -7,6 +7,7 @@ use super::control::attach;
 use super::description::{self, MAX_TEXT, Part};
 use super::error::{GdbError, show};
 use super::link::Address;
+use super::objects::{self, Region};
 use super::packet::{number, unescape};
 use super::reply::{self, Offers, Stop, StopReply};
 use std::time::{Duration, Instant};
@@ -73,6 +74,7 @@ impl Stub {
     }
 
     pub(super) fn over(mut line: Connection, address: &str, pid: Option<u64>) -> Result<Stub, GdbError> {
+        line.greet()?;
         // Without the first, a description of the processor's registers is kept back by some.
         let offers = Offers::parse(&line.ask(b"qSupported:xmlRegisters=i386;vContSupported+")?);
         if offers.has("QStartNoAckMode") && line.ask(b"QStartNoAckMode")? == b"OK" {
@@ -171,6 +173,16 @@ impl Stub {
 
     /// Reads a whole `qXfer` object; `None`: the stub does not have it.
     pub(super) fn object(&mut self, object: &str, annex: &str) -> Result<Option<Vec<u8>>, GdbError> {
+        self.object_up_to(object, annex, MAX_OBJECT)
+    }
+
+    /// The same for one that is text.
+    fn text(&mut self, object: &str) -> Result<Option<String>, GdbError> {
+        let bytes = self.object_up_to(object, "", objects::MAX_TEXT)?;
+        Ok(bytes.map(|b| String::from_utf8_lossy(&b).into_owned()))
+    }
+
+    fn object_up_to(&mut self, object: &str, annex: &str, most: usize) -> Result<Option<Vec<u8>>, GdbError> {
         if !self.offers.has(&format!("qXfer:{object}:read")) {
             return Ok(None);
         }
@@ -186,7 +198,7 @@ impl Stub {
             };
             let stuck = data.is_empty() && !last;
             out.extend(data);
-            if stuck || out.len() > MAX_OBJECT {
+            if stuck || out.len() > most {
                 return Err(GdbError::Nonsense { during: question, answer: "an object without end".into() });
             }
             if last {
@@ -257,6 +269,13 @@ impl Stub {
         let mut question = "qfThreadInfo";
         loop {
             let answer = self.ask(question)?;
+            if question == "qfThreadInfo"
+                && (answer.is_empty() || reply::is_error(&answer))
+                && let Some(listed) = self.listed_threads()?
+            {
+                out.extend(listed.into_iter().map(|t| t.0));
+                break;
+            }
             if answer.is_empty() {
                 break;
             }
@@ -275,6 +294,32 @@ impl Stub {
             out.push(current.strip_prefix(b"QC").and_then(reply::thread_id).or(self.stop.thread).unwrap_or(1));
         }
         Ok(out)
+    }
+
+    /// The list of threads with their names (GDB manual, "Thread List Format"); `None`: the stub has none.
+    pub(super) fn listed_threads(&mut self) -> Result<Option<Vec<(u64, String)>>, GdbError> {
+        let Some(text) = self.text("threads")? else { return Ok(None) };
+        let nonsense = || GdbError::Nonsense { during: "qXfer:threads:read".into(), answer: show(text.as_bytes()) };
+        objects::threads(&text).ok_or_else(nonsense).map(Some)
+    }
+
+    /// The memory map (GDB manual, "Memory Map Format"). Empty: the stub has none.
+    pub(super) fn memory_map(&mut self) -> Result<Vec<Region>, GdbError> {
+        Ok(self.text("memory-map")?.map_or(Vec::new(), |t| objects::memory_map(&t)))
+    }
+
+    /// Libraries' paths (GDB manual, "Library List Format for SVR4 Targets", "Library List Format"). Empty: the stub lists none.
+    pub(super) fn libraries(&mut self) -> Result<Vec<String>, GdbError> {
+        let text = match self.text("libraries-svr4")? {
+            Some(text) => Some(text),
+            None => self.text("libraries")?,
+        };
+        Ok(text.map_or(Vec::new(), |t| objects::libraries(&t)))
+    }
+
+    /// The program's path (GDB manual, "General Query Packets", `qXfer:exec-file:read`); `None`: the stub does not tell.
+    pub(super) fn exec_file(&mut self) -> Result<Option<String>, GdbError> {
+        Ok(self.text("exec-file")?.map(|path| objects::path(&path)).filter(|path| !path.is_empty()))
     }
 
     /// What was added to link-time addresses, where the stub says so.

@@ -2,6 +2,7 @@
 
 use super::calls::Held;
 use super::error::GdbError;
+use super::objects::{Region, end_of_ram, unwritable};
 use super::registers::Map;
 use super::stub::{Kind, Stub};
 use std::collections::HashMap;
@@ -29,6 +30,8 @@ pub struct GdbTarget {
     pub(super) map: Map,
     pub(super) program: Option<FixedProgram>,
     area: Option<Area>,
+    /// The memory map, where there is no operating system and the stub has one; else empty. Ascending.
+    pub(super) regions: Vec<Region>,
     pub(super) held: Option<Held>,
     /// Places of system call instructions that are used for calls.
     pub(super) code: Vec<u64>,
@@ -67,6 +70,7 @@ impl GdbTarget {
         let map = Map::new(arch.registers(), arch.data_endian(), &description);
         let mut program = None;
         let mut area = None;
+        let mut regions = Vec::new();
         if stub.kind == Kind::Process {
             if let Some(ident) = stub.ident().map_err(of)?
                 && let Err(why) = arch.accepts(&ident)
@@ -83,7 +87,8 @@ impl GdbTarget {
         } else {
             let bias = stub.text_offset().map_err(of)?.unwrap_or(0);
             program = Some(bare_program(&name, arch, options.program, bias)?);
-            area = Some(bare_area(&name, program.as_ref(), options.area)?);
+            regions = stub.memory_map().map_err(of)?;
+            area = Some(bare_area(&name, program.as_ref(), &regions, options.area)?);
         }
         let pid = if stub.kind == Kind::Process { stub.pid().map_err(of)? } else { None };
         let mut target = GdbTarget {
@@ -92,6 +97,7 @@ impl GdbTarget {
             map,
             program,
             area,
+            regions,
             held: None,
             code: Vec::new(),
             maps: None,
@@ -232,7 +238,12 @@ fn bare_program(
     Ok(FixedProgram { name, bytes, bias: Bias(bias) })
 }
 
-fn bare_area(stub: &str, program: Option<&FixedProgram>, area: Option<Area>) -> Result<Area, TargetError> {
+fn bare_area(
+    stub: &str,
+    program: Option<&FixedProgram>,
+    regions: &[Region],
+    area: Option<Area>,
+) -> Result<Area, TargetError> {
     /// Larger ones would take too long to look through.
     const MOST: u64 = 16 << 20;
     let Some(area) = area else {
@@ -255,7 +266,28 @@ fn bare_area(stub: &str, program: Option<&FixedProgram>, area: Option<Area>) -> 
             }
         }
     }
+    if let Some(region) = unwritable(regions, area.start.0, end) {
+        return Err(unsuitable("remote-area", "the area", &format!("lies in {region}, by the stub's memory map")));
+    }
+    if !regions.is_empty() {
+        let why = match end_of_ram(regions, area.start.0) {
+            None => format!("does not begin in RAM, by the stub's memory map ({})", listed(regions)),
+            Some(last) if last < end => format!("goes past the RAM that it begins in, which ends at {last:#x}"),
+            Some(_) => return Ok(area),
+        };
+        return Err(unsuitable("remote-area", "the area", &why));
+    }
     Ok(area)
+}
+
+/// The first few regions, for messages.
+fn listed(regions: &[Region]) -> String {
+    const SHOWN: usize = 8;
+    let mut text: Vec<String> = regions.iter().take(SHOWN).map(ToString::to_string).collect();
+    if regions.len() > SHOWN {
+        text.push("...".into());
+    }
+    text.join(", ")
 }
 
 impl Target for GdbTarget {
@@ -284,6 +316,16 @@ impl Target for GdbTarget {
     fn write(&mut self, addr: RunAddr, bytes: &[u8]) -> Result<(), TargetError> {
         self.stand()?;
         self.write_anywhere(addr, bytes)
+    }
+
+    fn writable(&self, name: &str, start: RunAddr, len: u64) -> Result<(), TargetError> {
+        match unwritable(&self.regions, start.0, start.0.saturating_add(len)) {
+            Some(region) => {
+                let why = format!("at {start} lies in {region}, which memory writes don't change");
+                Err(unsuitable("remote-flash", &format!("`{name}`"), &why))
+            }
+            None => Ok(()),
+        }
     }
 
     fn mappings(&mut self) -> Option<&mut dyn Mappings> {

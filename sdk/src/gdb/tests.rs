@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tigerfix_arch_x86_64::X86_64;
 use tigerfix_core::addr::RunAddr;
 use tigerfix_core::error::Explain as _;
-use tigerfix_core::target::{Area, Target as _, TargetError, Threads as _};
+use tigerfix_core::target::{Area, Target as _, TargetError, ThreadId, Threads as _};
 
 static ARCH: X86_64 = X86_64;
 /// Long enough for whatever works, and never waited for there.
@@ -289,4 +289,159 @@ fn descriptions_are_put_together_from_their_files() {
 fn a_stub_without_a_process_wants_one_named() {
     let e = device(|p| (p == "?").then(|| "W00".to_owned())).unwrap_err();
     assert!(matches!(&e, GdbError::Lacks { what } if what.contains("--pid")), "{e}");
+}
+
+/// Offers an object, and gives `text` for it in pieces as they are asked for.
+fn offering(object: &'static str, text: &str) -> impl Fn(&str) -> Option<String> + Clone + Send + 'static {
+    let text = text.to_owned();
+    move |p| {
+        if p.starts_with("qSupported") {
+            return Some(format!("PacketSize=1000;qXfer:{object}:read+"));
+        }
+        let (from, len) = p.strip_prefix(&format!("qXfer:{object}:read::"))?.split_once(',')?;
+        let from = usize::from_str_radix(from, 16).unwrap();
+        let to = (from + usize::from_str_radix(len, 16).unwrap()).min(text.len());
+        Some(format!("{}{}", if to == text.len() { 'l' } else { 'm' }, &text[from..to]))
+    }
+}
+
+const MAP: &str = r#"<memory-map><memory type="flash" start="0x0" length="0x2000"/><memory type="ram" start="0x2000"
+    length="0x3000"/><memory type="ram" start="0x5000" length="0x4000"/><memory type="rom" start="0xa000" length="0x1000"/>
+    </memory-map>"#;
+
+fn bare(stub: Stub, start: u64, size: u64) -> Result<GdbTarget, TargetError> {
+    let program = Some(("fw.elf".to_owned(), tiny_elf()));
+    GdbTarget::new(stub, &ARCH, Options { program, area: Some(Area { start: RunAddr(start), size }) })
+}
+
+#[test]
+fn areas_lie_in_ram_and_sites_not_in_flash() {
+    let with = |text: &str, start, size| bare(device(offering("memory-map", text)).unwrap(), start, size);
+    for (start, size, why) in [
+        (0x1800, 0x100, "lies in flash (0x0 to 0x2000)"),
+        (0xa800, 0x100, "lies in ROM (0xa000 to 0xb000)"),
+        (0x8000, 0x3000, "lies in ROM (0xa000 to 0xb000)"),
+        (0x8000, 0x1001, "ends at 0x9000"),
+        (0x9800, 0x100, "does not begin in RAM"),
+    ] {
+        let e = with(MAP, start, size).unwrap_err();
+        assert_eq!(e.rule(), "remote-area", "{e}");
+        assert!(e.to_string().contains(why), "{e}");
+    }
+    // Over both regions of RAM.
+    let t = with(MAP, 0x4000, 0x5000).unwrap();
+    for (start, len) in [(0x1000, 8), (0x1fff, 2), (0x9ffc, 8), (0, u64::MAX)] {
+        let e = t.writable("f", RunAddr(start), len).unwrap_err();
+        assert_eq!((e.rule(), e.hint().is_some()), ("remote-flash", true), "{e}");
+        assert!(e.to_string().starts_with("`f` at 0x"), "{e}");
+    }
+    for (start, len) in [(0x2000, 8), (0x9ff8, 8), (u64::MAX, 8)] {
+        t.writable("f", RunAddr(start), len).unwrap();
+    }
+    // What is no map, or not whole, says nothing.
+    for text in ["", "x", "<memory-map/>", &MAP[..MAP.len() - 4], &MAP.replace("0x", "zz")] {
+        let t = with(text, 0x8000, 0x3000).unwrap();
+        t.writable("f", RunAddr(0x1000), 8).unwrap();
+    }
+    // One that has no end is not read.
+    let huge = format!("{}{MAP}", "<memory/>".repeat(1 << 19));
+    assert_eq!(with(&huge, 0x4000, 0x100).unwrap_err().rule(), "remote-protocol");
+}
+
+#[test]
+fn stacks_end_with_the_ram_that_they_lie_in() {
+    let end = |map: &str, sp: u16| {
+        // rsp is the eighth.
+        let block = format!("{}{}{}", "00".repeat(56), to_hex(&sp.to_le_bytes()), "00".repeat(106));
+        let objects = offering("memory-map", map);
+        let stub = device(move |p| if p == "g" { Some(block.clone()) } else { objects(p) }).unwrap();
+        let mut t = bare(stub, 0x3000, 0x1000).unwrap();
+        let maps = t.mappings().unwrap().mappings().unwrap();
+        maps.into_iter().find(|m| m.contains(RunAddr(sp.into()))).map(|m| (m.name, m.end.0))
+    };
+    let stack = |end| Some(("[stack]".to_owned(), end));
+    assert_eq!(end("", 0x8000), stack(0x1_0000));
+    assert_eq!(end(MAP, 0x8000), stack(0x9000));
+    // Not by regions that touch, and not where it lies in no RAM.
+    assert_eq!(end(MAP, 0x4800), stack(0x9000));
+    assert_eq!(end(MAP, 0xc000), stack(0x1_0000));
+    // Memory that is known otherwise is looked through to its own end.
+    let small = "<memory-map><memory type='ram' start='0x1000' length='0x20'/><memory type='ram' start='0x3000' length='0x1000'/></memory-map>";
+    assert_eq!(end(small, 0x1008), Some(("fw.elf".to_owned(), 0x1078)));
+}
+
+#[test]
+fn threads_are_listed_where_they_are_not_told_otherwise() {
+    const LIST: &str = "<threads><thread id='7' name='idle &lt;0&gt;'/><thread id='p1.1f'/></threads>";
+    let with = |first: Option<&'static str>, text: &str| {
+        let objects = offering("threads", text);
+        device(move |p| if p == "qfThreadInfo" { first.map(str::to_owned) } else { objects(p) }).unwrap()
+    };
+    assert_eq!(with(None, LIST).thread_ids().unwrap(), [7, 0x1f]);
+    assert_eq!(with(Some("E01"), LIST).thread_ids().unwrap(), [7, 0x1f]);
+    // An answer counts, and so does one that makes no sense.
+    let told = |p: &str| match p {
+        "qfThreadInfo" => Some("m3".to_owned()),
+        "qsThreadInfo" => Some("l".to_owned()),
+        _ => None,
+    };
+    let objects = offering("threads", LIST);
+    assert_eq!(device(move |p| told(p).or_else(|| objects(p))).unwrap().thread_ids().unwrap(), [3]);
+    assert_eq!(with(Some("x"), LIST).thread_ids().unwrap_err().rule(), "remote-protocol");
+    // A list that may hide a thread is refused, one without any is like none.
+    for bad in [
+        "",
+        "<threads>",
+        "<threads><thread id='7'/>",
+        "<threads><thread/></threads>",
+        "<threads><thread id='x'/></threads>",
+    ] {
+        assert_eq!(with(None, bad).thread_ids().unwrap_err().rule(), "remote-protocol", "{bad}");
+    }
+    assert_eq!(with(None, "<threads></threads>").thread_ids().unwrap(), [1]);
+    assert_eq!(with(None, &"<threads>".repeat(1 << 19)).thread_ids().unwrap_err().rule(), "remote-protocol");
+    let mut t = bare(with(None, LIST), 0x8000, 0x1000).unwrap();
+    assert_eq!(t.thread_name(ThreadId(7)), "idle <0>");
+    assert_eq!([t.thread_name(ThreadId(0x1f)), t.thread_name(ThreadId(9))], ["", ""]);
+    let mut t = bare(device(|_| None).unwrap(), 0x8000, 0x1000).unwrap();
+    assert_eq!(t.thread_name(ThreadId(7)), "");
+}
+
+/// What is said of a process whose list of mappings can't be read, where the stub gives these objects.
+fn without_maps(objects: &[(&'static str, &str)]) -> TargetError {
+    let objects: Vec<(&str, String)> = objects.iter().map(|o| (o.0, o.1.to_owned())).collect();
+    let stub = device(move |p| {
+        if p.starts_with("qSupported") {
+            let offers: Vec<String> = objects.iter().map(|o| format!("qXfer:{}:read+", o.0)).collect();
+            return Some(format!("PacketSize=1000;qXfer:auxv:read+;{}", offers.join(";")));
+        }
+        if p.starts_with("qXfer:auxv") {
+            return Some(format!("l{}", "\0".repeat(16)));
+        }
+        objects.iter().find(|o| p.starts_with(&format!("qXfer:{}:read::0,", o.0))).map(|o| format!("l{}", o.1))
+    });
+    let mut t = GdbTarget::new(stub.unwrap(), &ARCH, Options::default()).unwrap();
+    t.mappings().unwrap().mappings().unwrap_err()
+}
+
+#[test]
+fn libraries_are_told_where_mappings_are_not() {
+    const EXEC: (&str, &str) = ("exec-file", "/bin/x");
+    const SVR4: (&str, &str) =
+        ("libraries-svr4", "<library-list-svr4><library name='/lib/a.so' l_addr='0x3000'/></library-list-svr4>");
+    const PLAIN: (&str, &str) = ("libraries", "<library-list><library name='/lib/b&amp;.so'/></library-list>");
+    let plain = without_maps(&[]);
+    let cases: [(&[(&'static str, &str)], &str); 3] =
+        [(&[EXEC], "it lists /bin/x, but"), (&[EXEC, SVR4], "/bin/x, /lib/a.so, but"), (&[PLAIN], "/lib/b&.so, but")];
+    for (objects, told) in cases {
+        let e = without_maps(objects);
+        // The same refusal, with more words.
+        assert_eq!(e.rule(), plain.rule());
+        assert!(e.to_string().contains(told), "{e}");
+    }
+    for nothing in ["", "<library", "<library name=/>", "<library-list/>", "\u{1b}[2J"] {
+        assert_eq!(without_maps(&[("libraries", nothing)]).to_string(), plain.to_string());
+    }
+    let many = "<library name='/lib/a.so'/>".repeat(5);
+    assert!(without_maps(&[("libraries", &many)]).to_string().contains("/lib/a.so, ..., but"));
 }

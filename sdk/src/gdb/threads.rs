@@ -8,14 +8,28 @@ use std::time::{Duration, Instant};
 use tigerfix_core::addr::RunAddr;
 use tigerfix_core::arch::Registers;
 use tigerfix_core::field::load;
-use tigerfix_core::target::{TargetError, ThreadId, Threads};
+use tigerfix_core::target::{Target as _, TargetError, ThreadId, Threads};
 
 /// How many instructions a thread makes at a time on its way out of a function.
 const STEPS: u32 = 64;
+/// The same where a step is made by breakpoints: several requests each.
+const STRIDES: u32 = 32;
+/// Code that one of those may run through, bytes.
+const STRIDE: u64 = 256;
 /// How long one instruction may take: it may be a system call.
 const STEP: Duration = Duration::from_millis(500);
 
 impl GdbTarget {
+    /// Is a system call the thread's next instruction? It may wait there for a thread that stands, and an interrupt may be
+    /// taken by one that stands as well: the step would not end.
+    fn before_call(&mut self, thread: ThreadId) -> Result<bool, TargetError> {
+        let Some(linux) = self.arch.linux().filter(|_| self.stub.kind == Kind::Process) else { return Ok(false) };
+        let pc = self.registers(thread)?.get(self.arch.registers().pc);
+        let mut next = vec![0u8; linux.syscall_insn.len()];
+        self.read(RunAddr(pc), &mut next)?;
+        Ok(next == linux.syscall_insn)
+    }
+
     /// Sees to it that the target stands.
     pub(super) fn stand(&mut self) -> Result<(), TargetError> {
         if !self.stub.line.running {
@@ -82,6 +96,56 @@ impl GdbTarget {
     }
 }
 
+impl GdbTarget {
+    /// Lets a thread run a little, by breakpoints where it comes past. Is more of that of use?
+    fn stride(&mut self, thread: u64) -> Result<bool, TargetError> {
+        let regs = self.registers_of(thread)?;
+        let pc = regs.get(self.arch.registers().pc);
+        // Not across the end of a page: memory may end there.
+        let mut code = vec![0u8; (STRIDE - pc % STRIDE) as usize];
+        self.read(RunAddr(pc), &mut code)?;
+        let Some(places) = self.arch.comes_past(&regs, &code) else { return Ok(false) };
+        let count = if places[0] == places[1] { 1 } else { 2 };
+        let mut planted = Vec::new();
+        let mut result = Ok(false);
+        for &at in &places[..count] {
+            match self.plant(at) {
+                Ok(old) => planted.push((at, old)),
+                Err(e) => result = Err(e),
+            }
+        }
+        if result.is_ok() {
+            result = self.run_past(thread, &places);
+        }
+        if !self.stub.line.running {
+            for (at, old) in planted {
+                let gone = self.uproot(at, old);
+                result = result.and_then(|more| gone.map(|()| more));
+            }
+        }
+        result
+    }
+
+    fn run_past(&mut self, thread: u64, places: &[u64]) -> Result<bool, TargetError> {
+        match self.stub.run_one(thread, 'c', Instant::now() + STEP).map_err(|e| self.fault(e))? {
+            Some(stop) if matches!(stop.signal, 0 | 5) => {
+                let pc = self.registers_of(thread)?.get(self.arch.registers().pc);
+                Ok(places.contains(&pc))
+            }
+            Some(stop) => {
+                self.stub.signals.push((thread, stop.signal));
+                Ok(false)
+            }
+            None => {
+                self.settled = false;
+                self.stub.halt().map_err(|e| self.fault(e))?;
+                self.settle()?;
+                Ok(false)
+            }
+        }
+    }
+}
+
 impl Threads for GdbTarget {
     fn attach(&mut self) -> Result<(), TargetError> {
         Ok(())
@@ -115,8 +179,23 @@ impl Threads for GdbTarget {
     /// By single steps: nothing has to be stopped again after them.
     fn run_some(&mut self, threads: &[ThreadId], _micros: u64) -> Result<(), TargetError> {
         self.maps = None;
+        // The system's answer to a gdbserver that tries it there is an error, and gdbserver is no good any more.
+        let steps = self.arch.linux().is_none_or(|l| l.single_step) || !self.stub.interruptible;
+        if self.stub.kind == Kind::Process && !steps {
+            for t in threads {
+                for _ in 0..STRIDES {
+                    if !self.stride(t.0)? {
+                        break;
+                    }
+                }
+            }
+            return Ok(());
+        }
         for t in threads {
             for _ in 0..STEPS {
+                if self.before_call(*t)? {
+                    break;
+                }
                 match self.stub.run_one(t.0, 's', Instant::now() + STEP) {
                     Ok(Some(stop)) if matches!(stop.signal, 0 | 5) => {}
                     Ok(Some(stop)) => {
@@ -162,13 +241,14 @@ impl Threads for GdbTarget {
     }
 
     fn thread_name(&mut self, thread: ThreadId) -> String {
-        if self.stub.kind != Kind::Process {
-            return String::new();
+        if self.stub.kind == Kind::Process {
+            let path = format!("/proc/{}/comm", thread.0);
+            if let Ok(Some(name)) = self.stub.file(&path, 0, 64) {
+                return String::from_utf8_lossy(&name).trim_end().to_owned();
+            }
         }
-        let path = format!("/proc/{}/comm", thread.0);
-        match self.stub.file(&path, 0, 64) {
-            Ok(Some(name)) => String::from_utf8_lossy(&name).trim_end().to_owned(),
-            _ => String::new(),
-        }
+        // Only for messages: without a list there is no name.
+        let listed = self.stub.listed_threads().ok().flatten().unwrap_or_default();
+        listed.into_iter().find(|t| t.0 == thread.0).map_or(String::new(), |t| t.1)
     }
 }
