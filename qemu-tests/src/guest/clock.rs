@@ -8,7 +8,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tigerfix_core::field::{Endian, load, store};
 
@@ -117,7 +117,10 @@ pub(super) fn start(monitor: &Path, stub: &Path, endian: Endian) {
     store(&mut begin[STATUS * word..(STATUS + 1) * word], endian, get(&registers, STATUS) & !STATUS_MODE);
     store(&mut begin[PC * word..(PC + 1) * word], endian, place);
     stub.must(&format!("G{}", hex(&begin)));
+    let end = Instant::now() + DEADLINE;
     loop {
+        // Nothing wakes a halted processor while interrupts are off; the agent sees to it that none is saved in that state.
+        assert!(Instant::now() < end, "the guest's processor does not run: its state was saved while it was halted");
         stub.send("c");
         std::thread::sleep(Duration::from_millis(1));
         stub.0.write_all(b"\x03").expect("qemu's stub listens");
