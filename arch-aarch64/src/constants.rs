@@ -1,13 +1,15 @@
 //! Addresses that several instructions build together: `adrp` and `add`, or an offset in a load; `movz` and `movk`.
 //!
 //! Odd in this architecture: of the two instructions only the second knows the address, and compilers put others between, or
-//! use one `adrp` for several addresses of its page, also in other blocks.
+//! use one `adrp` for several addresses of its page, also in other blocks. Entries of jump tables are bytes or halfwords where
+//! that is enough, and count instructions from a label.
 //!
 //! Source: Arm ARM, C6.2; AAELF64, "Relocation optimization", for the sequences that are usual.
 
 use crate::flow::{direct, signed};
 use crate::operands::operands;
 use tigerfix_core::arch::Constants;
+use tigerfix_core::decode::JumpTable;
 
 /// The page that an `adrp` at `at` computes, and the register that it goes to.
 pub(crate) fn page(word: u32, at: u64) -> Option<(u32, u64)> {
@@ -38,10 +40,35 @@ pub(crate) fn offset(word: u32) -> Option<i64> {
     None
 }
 
+/// What a load with an index reads: its register, and the entry as a table whose `base` and `shift` are not known yet.
+fn entry(word: u32, base: Option<u64>) -> Option<(u32, JumpTable)> {
+    // ldr, ldrs, in all sizes, of general registers
+    let (size, opc) = (word >> 30, word >> 22 & 3);
+    let indexed = word >> 24 & 0x3f == 0x38 && word >> 21 & 1 == 1 && word >> 10 & 3 == 2;
+    if !indexed || opc == 0 || size == 3 && opc != 1 {
+        return None;
+    }
+    Some((word & 31, JumpTable { at: base?, base: 0, size: 1 << size, signed: opc > 1, shift: 0 }))
+}
+
+/// The registers that an `add` with an entry of a table adds, that with the entry last, and how the latter is extended (0 to 7
+/// as in the instruction; `None`: not at all) and shifted.
+fn sum(word: u32) -> Option<(u32, u32, Option<u32>, u8)> {
+    let (n, m) = (word >> 5 & 31, word >> 16 & 31);
+    match word & 0xffe0_0000 {
+        0x8b20_0000 => Some((n, m, Some(word >> 13 & 7), (word >> 10 & 7) as u8)),
+        0x8b00_0000 => Some((n, m, None, (word >> 10 & 63) as u8)),
+        _ => None,
+    }
+}
+
 /// What is known of the general registers, instruction by instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tracker {
     values: [Option<u64>; 31],
+    /// The register that an entry of a table was loaded into last, and that with the place that such an entry leads to.
+    entry: Option<(u32, JumpTable)>,
+    place: Option<(u32, JumpTable)>,
 }
 
 impl Tracker {
@@ -55,6 +82,33 @@ impl Tracker {
     #[must_use]
     pub fn value(&self, register: u32) -> Option<u64> {
         self.values.get(register as usize).copied().flatten()
+    }
+
+    /// The table that the place in a register was taken from.
+    #[must_use]
+    pub fn table(&self, register: u32) -> Option<JumpTable> {
+        let in_it = |known: &(u32, JumpTable)| known.0 == register;
+        let found = self.place.filter(in_it).or(self.entry.filter(in_it)).map(|(_, table)| table);
+        // An entry that is no offset is a whole address.
+        found.filter(|t| t.base != 0 || t.size == 8)
+    }
+
+    /// The place that an `add` makes of a table's entry.
+    fn sum(&self, word: u32) -> Option<(u32, JumpTable)> {
+        let (register, entry) = self.entry?;
+        let (n, m, extension, shift) = sum(word)?;
+        let (base, extension) = match extension {
+            None if n == register && shift == 0 => (m, None),
+            _ if m == register => (n, extension),
+            _ => return None,
+        };
+        let signed = match extension {
+            Some(e) if 1 << (e & 3) < entry.size => return None,
+            Some(e) if 1 << (e & 3) == entry.size => e >= 4,
+            _ => entry.signed,
+        };
+        let base = self.value(base)?;
+        Some((word & 31, JumpTable { base, signed, shift, ..entry }))
     }
 
     /// Goes on behind the instruction `word` at `at`. Returns the address that it computes or accesses, if it is a constant.
@@ -96,7 +150,11 @@ impl Tracker {
         } else {
             None
         };
+        let (entry, place) = (entry(word, self.value(n)), self.sum(word));
         let writes = operands(word).writes.0;
+        let stays = |known: &(u32, JumpTable)| writes >> known.0 & 1 == 0;
+        self.entry = entry.or(self.entry.filter(stays));
+        self.place = place.or(self.place.filter(stays));
         for (register, value) in self.values.iter_mut().enumerate() {
             if writes >> register & 1 == 1 {
                 *value = None;
@@ -115,6 +173,7 @@ impl Tracker {
                 *value = None;
             }
         }
+        (self.entry, self.place) = (None, None);
     }
 
     /// Goes on where another way leads as well, or (`falls` is false) only that one.
@@ -128,6 +187,8 @@ impl Tracker {
                 *mine = None;
             }
         }
+        self.entry = self.entry.filter(|e| other.entry == Some(*e));
+        self.place = self.place.filter(|p| other.place == Some(*p));
     }
 }
 
@@ -182,6 +243,56 @@ mod tests {
         assert_eq!(tracker.value(2), None);
         assert_eq!(tracker.step(0xb940_2022, 0x40_100c, &constants), Some(0x40_2020)); // ldr w2, [x1, #0x20]
         assert_eq!(tracker.value(2), None);
+    }
+
+    #[test]
+    fn entries_of_jump_tables_lead_to_places() {
+        // adrp x2; add x2, x2, #0x20; then a load of an entry, and what makes a place of it in x1
+        let table = |words: &[u32], register: u32| {
+            let mut tracker = Tracker::default();
+            for (i, w) in [&[0xb000_0002, 0x9100_8042], words].concat().iter().enumerate() {
+                tracker.step(*w, 0x40_1000 + 4 * i as u64, &Constants::NONE);
+            }
+            tracker.table(register)
+        };
+        // What the entries count from, their size, sign and shift.
+        type Found = Option<(u64, u8, bool, u8)>;
+        let rows: &[(&[u32], Found)] = &[
+            // ldrb w1, [x2, w1, uxtw]; adr x3; add x1, x3, w1, sxtb #2
+            (&[0x3861_4841, 0x1000_0063, 0x8b21_8861], Some((0x40_1018, 1, true, 2))),
+            // ldrh w1, [x2, w1, uxtw #1]; adr x3; add x1, x3, w1, sxth #2
+            (&[0x7861_5841, 0x1000_0063, 0x8b21_a861], Some((0x40_1018, 2, true, 2))),
+            // ldr w1, [x2, w1, uxtw #2]; adr x3; add x1, x3, w1, sxtw #2
+            (&[0xb861_5841, 0x1000_0063, 0x8b21_c861], Some((0x40_1018, 4, true, 2))),
+            // ldrb w1, [x2, x1]; adr x3; add x1, x3, x1, lsl #2
+            (&[0x3861_6841, 0x1000_0063, 0x8b01_0861], Some((0x40_1018, 1, false, 2))),
+            // adr x3; ldrb w1, [x2, x1]; add x1, x3, x1, lsl #2: in another order
+            (&[0x1000_0063, 0x3861_6841, 0x8b01_0861], Some((0x40_1014, 1, false, 2))),
+            // ldrsw x1, [x2, x1, lsl #2]; add x1, x1, x2: from the table itself
+            (&[0xb8a1_7841, 0x8b02_0021], Some((0x40_2020, 4, true, 0))),
+            // ldr x1, [x2, x1, lsl #3]: addresses
+            (&[0xf861_7841], Some((0, 8, false, 0))),
+            // ldr w1: an offset from nothing
+            (&[0xb861_5841], None),
+            // ldrb w1; add x1, x4, w1, sxtb #2: of what is not known
+            (&[0x3861_4841, 0x8b21_8881], None),
+            // ldrb w1; adr x3; mov w1, #0; add x1, x3, w1, sxtb #2
+            (&[0x3861_4841, 0x1000_0063, 0x5280_0001, 0x8b21_8861], None),
+            // ldrh w1; adr x3; add x1, x3, w1, sxtb #2: half of an entry
+            (&[0x7861_5841, 0x1000_0063, 0x8b21_8861], None),
+            // ldrb w1; adr x3; add x1, x3, w1, sxtb #2; mov x1, #0
+            (&[0x3861_4841, 0x1000_0063, 0x8b21_8861, 0xd280_0001], None),
+        ];
+        for (words, expect) in rows {
+            let expect =
+                expect.map(|(base, size, signed, shift)| JumpTable { at: 0x40_2020, base, size, signed, shift });
+            assert_eq!(table(words, 1), expect, "{words:x?}");
+            assert_eq!(table(words, 5), None, "{words:x?}");
+        }
+        // strb and prfm read no entry.
+        for word in [0x3821_4841, 0xf8a1_4841] {
+            assert_eq!(table(&[word], 1), None, "{word:x}");
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn in_order(capstone: &Capstone, code: &[u8], addr: u64, meaning: &Judgement<'_>
             break;
         };
         let addr = insn.address();
-        insns.push(Insn { addr, len: len as u8, flow, refers, reads, writes });
+        insns.push(Insn { addr, len: len as u8, flow, refers, reads, writes, table: None });
         at += len;
         if len != taken {
             iter.reset(&code[at..], addr.wrapping_add(len as u64));

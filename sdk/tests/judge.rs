@@ -2,96 +2,23 @@
 //! yes, or a refusal by its rule.
 #![cfg(feature = "gen")]
 
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+mod judging;
+
+use judging::ask_with;
 use tigerfix::decoder::CapstoneDecoder;
 use tigerfix_arch_x86_64::X86_64;
 use tigerfix_core::addr::LinkAddr;
 use tigerfix_core::error::Explain as _;
 use tigerfix_core::judge::{JudgeError, JudgeOptions, Verdict, judge};
-use tigerfix_core::model::{Package, PackageSymbol, ProgramRef, Referent, Site, Span};
-use tigerfix_core::program::{DebugInfo, Program};
-use tigerfix_core::target::Perm;
+use tigerfix_core::program::Program;
 
 /// New code that changes what the ABI lets it change: `call *%rax; ret`.
 const CARELESS: &[u8] = &[0xff, 0xd0, 0xc3];
 /// New code that changes the result only: `mov $2,%eax; ret`.
 const CAREFUL: &[u8] = &[0xb8, 2, 0, 0, 0, 0xc3];
 
-struct Dir(PathBuf);
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Compiles `source` and returns the program's bytes.
 fn compile(source: &str, flags: &str) -> Vec<u8> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let dir = Dir(std::env::temp_dir().join(format!("tfix-judge-{}-{n}", std::process::id())));
-    std::fs::create_dir_all(&dir.0).expect("a temporary directory");
-    let (c, out) = (dir.0.join("program.c"), dir.0.join("program"));
-    std::fs::write(&c, source).expect("write the source");
-    // Relative names, so that the debug information does not depend on the directory.
-    let status = Command::new("gcc")
-        .current_dir(&dir.0)
-        .args(flags.split_whitespace())
-        .args(["program.c", "-o", "program"])
-        .status()
-        .expect("gcc runs");
-    assert!(status.success(), "gcc {flags}");
-    std::fs::read(out).expect("the program")
-}
-
-fn ask_with(data: &[u8], names: &[&str], code: &[u8], options: JudgeOptions) -> (Result<Verdict, JudgeError>, Package) {
-    let mut program = Program::parse(data).expect("a program");
-    let mut debug = DebugInfo::default();
-    for s in &program.sections {
-        if s.name.starts_with(".debug") {
-            debug.sections.insert(s.name.to_string(), s.data.into());
-        }
-    }
-    program.attach_debug_info(debug);
-    let site = |name: &&str| Site {
-        old: (*name).to_string(),
-        new: "new".into(),
-        entry: program.named(name).find(|s| s.is_function()).unwrap_or_else(|| panic!("no symbol {name}")).addr,
-        pad: 0,
-        window: 0,
-        expected: vec![],
-        body: vec![],
-        new_offset: 0,
-        landing: 0,
-        own_address: false,
-    };
-    let mut package = Package {
-        ident: program.ident,
-        name: "test".into(),
-        version: String::new(),
-        description: String::new(),
-        program: ProgramRef { file: "program".into(), identity: program.identity.clone(), fixed: program.fixed },
-        base: None,
-        page_size: 4096,
-        spans: vec![Span { perm: Perm::RX, offset: 0, size: code.len() as u64, data: code.to_vec() }],
-        symbols: vec![PackageSymbol {
-            name: "new".into(),
-            referent: Referent::Image(0),
-            size: code.len() as u64,
-            function: true,
-            global: true,
-        }],
-        residue: vec![],
-        sites: names.iter().map(site).collect(),
-        eh_frame: None,
-        trap: 0,
-        warnings: vec![],
-    };
-    let decoder = CapstoneDecoder::for_arch(&X86_64).expect("a decoder");
-    let verdict = judge(&X86_64, &decoder, &program, &mut package, &options);
-    (verdict, package)
+    judging::compile("gcc", source, flags)
 }
 
 fn ask(data: &[u8], names: &[&str]) -> Result<Verdict, JudgeError> {
@@ -99,7 +26,7 @@ fn ask(data: &[u8], names: &[&str]) -> Result<Verdict, JudgeError> {
 }
 
 fn rule(data: &[u8], names: &[&str]) -> &'static str {
-    ask(data, names).map_or_else(|e| e.rule(), |_| "yes")
+    judging::rule(data, names, CAREFUL)
 }
 
 const PRINTER: &str = r#"

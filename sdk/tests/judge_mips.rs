@@ -2,17 +2,13 @@
 //! replaced, and expects a yes, or a refusal by its rule.
 #![cfg(feature = "gen")]
 
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use tigerfix::arch::{AnyArch, for_ident};
-use tigerfix::decoder::CapstoneDecoder;
+mod judging;
+
 use tigerfix_core::error::Explain as _;
 use tigerfix_core::field::Endian;
-use tigerfix_core::judge::{JudgeError, JudgeOptions, Verdict, judge};
-use tigerfix_core::model::{Package, PackageSymbol, ProgramRef, Referent, Site, Span};
-use tigerfix_core::program::{DebugInfo, Program};
-use tigerfix_core::target::Perm;
+use tigerfix_core::judge::{JudgeError, JudgeOptions, Verdict};
+use tigerfix_core::model::Package;
+use tigerfix_core::program::Program;
 
 const BE: &str = "mips-linux-gnu-gcc";
 const LE: &str = "mipsel-linux-gnu-gcc";
@@ -36,32 +32,10 @@ const CARELESS: &[u32] = &[0x0040_f809, 0, 0x03e0_0008, 0];
 /// New code that changes the result only: jr $ra; li $v0, 2.
 const CAREFUL: &[u32] = &[0x03e0_0008, 0x2402_0002];
 
-struct Dir(PathBuf);
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Compiles `source` and returns the program's bytes.
 fn compile(compiler: &str, source: &str, flags: &str) -> Vec<u8> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let dir = Dir(std::env::temp_dir().join(format!("tfix-judge-mips-{}-{n}", std::process::id())));
-    std::fs::create_dir_all(&dir.0).expect("a temporary directory");
-    std::fs::write(dir.0.join("program.c"), source).expect("write the source");
     // Debian's libraries for these are abicalls; a program that is not can't be linked with them.
     let bare = if flags.contains("-mno-abicalls") { "-nostdlib -Wl,-emain" } else { "" };
-    let status = Command::new(compiler)
-        .current_dir(&dir.0)
-        .args(flags.split_whitespace())
-        .args(["program.c", "-o", "program"])
-        .args(bare.split_whitespace())
-        .status()
-        .unwrap_or_else(|e| panic!("{compiler}: {e}"));
-    assert!(status.success(), "{compiler} {flags}");
-    std::fs::read(dir.0.join("program")).expect("the program")
+    judging::compile(compiler, source, &format!("{flags} {bare}"))
 }
 
 fn ask_with(
@@ -70,54 +44,9 @@ fn ask_with(
     code: &[u32],
     options: JudgeOptions,
 ) -> (Result<Verdict, JudgeError>, Package) {
-    let mut program = Program::parse(data).expect("a program");
-    let arch: AnyArch = for_ident(&program.ident).expect("a back end");
-    let mut debug = DebugInfo::default();
-    for s in &program.sections {
-        if s.name.starts_with(".debug") {
-            debug.sections.insert(s.name.to_string(), s.data.into());
-        }
-    }
-    program.attach_debug_info(debug);
-    let order = |w: &u32| if program.ident.endian == Endian::Big { w.to_be_bytes() } else { w.to_le_bytes() };
-    let code: Vec<u8> = code.iter().flat_map(order).collect();
-    let site = |name: &&str| Site {
-        old: (*name).to_string(),
-        new: "new".into(),
-        entry: program.named(name).find(|s| s.is_function()).unwrap_or_else(|| panic!("no symbol {name}")).addr,
-        pad: 0,
-        window: 0,
-        expected: vec![],
-        body: vec![],
-        new_offset: 0,
-        landing: 0,
-        own_address: false,
-    };
-    let mut package = Package {
-        ident: program.ident,
-        name: "test".into(),
-        version: String::new(),
-        description: String::new(),
-        program: ProgramRef { file: "program".into(), identity: program.identity.clone(), fixed: program.fixed },
-        base: None,
-        page_size: 65536,
-        spans: vec![Span { perm: Perm::RX, offset: 0, size: code.len() as u64, data: code.clone() }],
-        symbols: vec![PackageSymbol {
-            name: "new".into(),
-            referent: Referent::Image(0),
-            size: code.len() as u64,
-            function: true,
-            global: true,
-        }],
-        residue: vec![],
-        sites: names.iter().map(site).collect(),
-        eh_frame: None,
-        trap: 0,
-        warnings: vec![],
-    };
-    let decoder = CapstoneDecoder::for_arch(arch).expect("a decoder");
-    let verdict = judge(arch, &decoder, &program, &mut package, &options);
-    (verdict, package)
+    let big = Program::parse(data).expect("a program").ident.endian == Endian::Big;
+    let order = |w: &u32| if big { w.to_be_bytes() } else { w.to_le_bytes() };
+    judging::ask_with(data, names, &code.iter().flat_map(order).collect::<Vec<u8>>(), options)
 }
 
 fn rule(data: &[u8], names: &[&str]) -> &'static str {

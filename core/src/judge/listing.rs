@@ -236,7 +236,7 @@ impl<'a> Listing<'a> {
         self.text(addr).is_some()
     }
 
-    /// An integer of `bytes.len()` (4 or 8) bytes in the data's byte order.
+    /// An integer of `bytes.len()` (1, 2, 4 or 8) bytes in the data's byte order.
     pub fn integer(&self, bytes: &[u8]) -> Option<u64> {
         let little = self.arch.data_endian() == Endian::Little;
         match bytes.len() {
@@ -248,6 +248,7 @@ impl<'a> Listing<'a> {
                 let b = bytes.try_into().ok()?;
                 Some(if little { u64::from_le_bytes(b) } else { u64::from_be_bytes(b) })
             }
+            1 | 2 => Some(crate::field::load(bytes, self.arch.data_endian())),
             _ => None,
         }
     }

@@ -201,8 +201,9 @@ fn obstacle(listing: &Listing<'_>, parts: &[Rc<Function>], from: u64, to: u64) -
         }
     }
     for s in listing.program.symbols.iter().filter(|s| s.addr.0 > from && s.addr.0 < to) {
-        let code = s.is_function() || s.kind == crate::program::SymbolKind::Untyped;
-        if code {
+        // Mapping symbols, as `$x`, only say what is code and what is data.
+        let label = s.kind == crate::program::SymbolKind::Untyped && !s.name.starts_with('$');
+        if s.is_function() || label {
             offer(s.addr.0, s.addr.0, format!("symbol `{}`", s.name));
         }
     }
@@ -244,6 +245,16 @@ fn table_targets(listing: &Listing<'_>, parts: &[Rc<Function>], part: &Function)
     tables.dedup();
     let word = usize::from(listing.arch.address_bits() / 8).max(4);
     let ours = |t: u64| parts.iter().any(|p| p.contains(t));
+    for known in part.insns.iter().filter_map(|i| i.table.as_deref()) {
+        // It ends where the next one begins, or with what is not of this function.
+        let next = tables.iter().find(|t| **t > known.at).map_or(u64::MAX, |t| t - known.at);
+        let Some(bytes) = listing.data(known.at) else { continue };
+        let bytes = &bytes[..bytes.len().min(usize::try_from(next).unwrap_or(usize::MAX))];
+        let size = usize::from(known.size.max(1));
+        let targets = bytes.chunks_exact(size).map_while(|e| Some(known.target(listing.integer(e)?)));
+        let targets = targets.take(LONGEST_TABLE).take_while(|t| ours(*t)).enumerate();
+        out.extend(targets.map(|(i, t)| (known.at + (size * i) as u64, t)));
+    }
     for table in tables {
         let Some(bytes) = listing.data(table) else { continue };
         // Offsets from the table's start; an entry may also lead to a fragment elsewhere.

@@ -81,6 +81,10 @@ impl super::Isa for Isa {
             }
             let kind = classify(word, at);
             let flow = flow(kind, tracker.value(word >> 5 & 31));
+            let table = match flow {
+                Flow::JumpIndirect => tracker.table(word >> 5 & 31).map(Box::new),
+                _ => None,
+            };
             let refers = tracker.step(word, at, constants);
             let effects = operands(word);
             let (reads, writes) = (bits(effects.reads), bits(effects.writes));
@@ -99,7 +103,7 @@ impl super::Isa for Isa {
                 _ => {}
             }
             falls = !matches!(flow, Flow::Jump(_) | Flow::JumpIndirect | Flow::Return | Flow::Stop);
-            insns.push(Insn { addr: at, len: 4, flow, refers, reads, writes });
+            insns.push(Insn { addr: at, len: 4, flow, refers, reads, writes, table });
         }
         insns
     }

@@ -223,7 +223,7 @@ impl super::Isa for Isa {
             }
             falls = !matches!(flow, Flow::Jump(_) | Flow::JumpIndirect | Flow::Return | Flow::Stop);
             let refers = refers.0;
-            insns.push(Insn { addr: first.addr, len: len as u8, flow, refers, reads, writes });
+            insns.push(Insn { addr: first.addr, len: len as u8, flow, refers, reads, writes, table: None });
             at += len;
         }
         insns
