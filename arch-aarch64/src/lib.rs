@@ -30,7 +30,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-use tigerfix_core::arch::{Arch, ElfIdent, Hazard, LinuxAbi, RegisterLayout, Vendor};
+use tigerfix_core::arch::{Arch, ElfIdent, Guard, Hazard, LinuxAbi, RegisterLayout, Vendor};
 use tigerfix_core::field::Endian;
 
 mod cache;
@@ -130,6 +130,12 @@ impl Arch for Aarch64 {
     /// For DW_CFA_AARCH64_negate_ra_state (AADWARF64, "Call frame instructions").
     fn unwind_vendor(&self) -> Vendor {
         Vendor::AArch64
+    }
+
+    /// `BTI`: GNU_PROPERTY_AARCH64_FEATURE_1_AND and its lowest bit (AAELF64, "Program Property"); PROT_BTI of Linux
+    /// (arch/arm64/include/uapi/asm/mman.h).
+    fn guard(&self) -> Option<Guard> {
+        Some(Guard { property: 0xc000_0000, bits: 1, prot: 0x10 })
     }
 
     fn hazard(&self, code: &[u8], at: u64) -> Option<Hazard> {

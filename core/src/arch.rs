@@ -743,6 +743,10 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     fn hazard(&self, _code: &[u8], _at: u64) -> Option<Hazard> {
         None
     }
+    /// How pages are mapped in which indirect branches have to end at landing pads, where there are such.
+    fn guard(&self) -> Option<Guard> {
+        None
+    }
     /// One step out of a frame for which there is no unwind table, by following the code from its pc to its return. The
     /// caller's frame, or `None` where that can't be told for sure.
     fn step_out(&self, _frame: &Frame, _read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<Frame> {
@@ -753,6 +757,17 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     fn comes_past(&self, _regs: &Registers, _code: &[u8]) -> Option<[u64; 2]> {
         None
     }
+}
+
+/// Pages in which indirect branches have to end at landing pads; see [`Arch::guard`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// Type of the program property (`.note.gnu.property`) by which an object says so of its code.
+    pub property: u32,
+    /// The bits of that property's value that have to be set.
+    pub bits: u32,
+    /// What `mmap` is asked for beside the rights.
+    pub prot: u64,
 }
 
 /// Code that some processors get wrong; see [`Arch::hazard`].

@@ -33,4 +33,6 @@ pub mod link;
 #[cfg(feature = "alloc")]
 pub mod program;
 #[cfg(feature = "alloc")]
+mod property;
+#[cfg(feature = "alloc")]
 pub mod session;

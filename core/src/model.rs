@@ -147,6 +147,8 @@ pub struct Package {
     pub base: Option<u64>,
     /// Alignment of spans, bytes.
     pub page_size: u64,
+    /// The program's code may be entered at landing pads only, and so may the image's ([`crate::arch::Arch::guard`]).
+    pub guarded: bool,
     /// The image, ascending by offset, not overlapping.
     pub spans: Vec<Span>,
     /// Symbols that residue refers to, and the image's own.

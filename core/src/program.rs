@@ -202,6 +202,8 @@ pub struct Program<'d> {
     pub undefined: Vec<&'d str>,
     /// Static TLS of an executable, or of a library.
     pub tls: Option<Tls>,
+    /// Contents of its notes of properties, or empty (`.note.gnu.property`).
+    pub properties: &'d [u8],
     /// DT_PLTGOT: its global offset table, where the dynamic segment says.
     pub got: Option<LinkAddr>,
     /// Has `.symtab` (its own or from a debug file).
@@ -239,6 +241,7 @@ impl<'d> Program<'d> {
         let ident = elf_ident(header, endian);
 
         let mut segments = Vec::new();
+        let mut properties = None;
         let (mut tls, mut got, mut dynamic, mut interp, mut pie) = (None, None, false, false, false);
         for ph in header.program_headers(endian, data).map_err(broken("program headers"))? {
             let p_type = ph.p_type(endian);
@@ -260,6 +263,8 @@ impl<'d> Program<'d> {
                 });
             } else if p_type == elf::PT_TLS {
                 tls = Some(Tls { size: ph.p_memsz(endian).into(), align: ph.p_align(endian).into() });
+            } else if p_type == elf::PT_GNU_PROPERTY {
+                properties = ph.data(endian, data).ok();
             } else if p_type == elf::PT_INTERP {
                 interp = true;
             } else if p_type == elf::PT_DYNAMIC {
@@ -276,6 +281,8 @@ impl<'d> Program<'d> {
 
         let table = header.sections(endian, data).map_err(broken("section headers"))?;
         let sections = read_sections(&table, endian, data)?;
+        let properties = sections.iter().find(|s| s.name == ".note.gnu.property").map(|s| s.data).or(properties);
+        let properties = properties.unwrap_or(&[]);
         let build_id = find_build_id::<H>(header, endian, data, &table);
         let identity = match build_id {
             Some(id) => Identity::BuildId(id.to_vec()),
@@ -295,6 +302,7 @@ impl<'d> Program<'d> {
             symbols: Vec::new(),
             undefined: Vec::new(),
             tls,
+            properties,
             got,
             has_symtab: false,
             debug: DebugInfo::default(),

@@ -30,6 +30,7 @@ fn sample(ident: ElfIdent, base: Option<u64>) -> Package {
         },
         base,
         page_size: 0x1000,
+        guarded: false,
         spans: vec![
             // nop; ...; ret; int3
             Span { perm: Perm::RX, offset: 0, size: 0x22, data: [vec![0x90; 0x20], vec![0xc3, 0xcc]].concat() },

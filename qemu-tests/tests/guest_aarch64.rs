@@ -35,6 +35,64 @@ fn guarded_pages_and_signed_return_addresses() {
     }
 }
 
+/// The image of a patch is guarded as the program is, if all of its code has landing pads.
+#[test]
+fn images_are_guarded_like_the_program() {
+    let guest = Guest::get("aarch64_max");
+    let lab = Lab::for_guest(&guest);
+    let program = lab.program("guarded_program_aarch64.c", &["-O2", "-fno-ipa-ra"]);
+    for (name, protection, guarded) in [("with", "standard", true), ("bti", "bti", true), ("without", "none", false)] {
+        let flag = format!("-mbranch-protection={protection}");
+        let patch = lab.object("guarded_patch_aarch64.c", &[&flag, "-O2"]);
+        let (outcome, package) = lab.generate_to(&format!("{name}.tfp"), &program, &[&patch], &[]);
+        assert_eq!(outcome.done().stderr.contains("no landing pads"), !guarded, "{outcome}");
+        let mut victim = lab.start::<&str>(&program, &[]);
+        victim.settles("the old function", 5, |l| l == "b");
+        victim.fix(&package, &[]).done();
+        victim.settles("the new function", 5, |l| l == "q");
+        let map = guest.read(&format!("/proc/{}/smaps", victim.pid())).expect("it runs");
+        let map = String::from_utf8_lossy(&map).into_owned();
+        let mut seen = 0;
+        let mut ours = false;
+        for line in map.lines() {
+            if !line.split(' ').next().is_some_and(|w| w.ends_with(':')) {
+                ours = line.contains("/memfd:tfix") && line.contains(" r-xp ");
+            } else if ours && line.starts_with("VmFlags:") {
+                assert_eq!(line.ends_with(" bt "), guarded, "{protection}:\n{map}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 1, "{protection}:\n{map}");
+        victim.revert(&[]).done();
+        victim.settles("the old function", 5, |l| l == "b");
+    }
+}
+
+/// Too far for a direct call, and no place for an indirect one.
+#[test]
+fn veneers_to_functions_without_landing_pads_are_refused() {
+    let lab = Lab::cross("aarch64-linux-gnu");
+    let program = lab.program("guarded_program_aarch64.c", &["-O2", "-fno-ipa-ra"]);
+    let text = "#include <tigerfix/dev.h>\n\
+                extern long system_call(long, long, long, long);\n\
+                extern int leaf(int);\n\
+                FIXFUN(letter)\n\
+                int letter(int x) { return CALL; }\n";
+    let flags = ["-mbranch-protection=standard", "-mcmodel=large", "-fno-pic", "-O2"];
+    let far = ["--base", "0x7100000000"];
+    // Called only directly, and static.
+    let patch = lab.patch_text("one.c", &text.replace("CALL", "(int)system_call(178, 0, 0, 0) + 1"), &flags);
+    let (refused, _) = lab.generate(&program, &[&patch], &far);
+    refused.refused(&["system_call", "no landing pad"]).by_rule("no-landing-pad");
+    // Near enough it is called directly.
+    let (near, _) = lab.generate(&program, &[&patch], &[]);
+    near.done();
+    // A global function has one.
+    let patch = lab.patch_text("two.c", &text.replace("CALL", "leaf(x) + 1"), &flags);
+    let (done, _) = lab.generate(&program, &[&patch], &far);
+    done.done();
+}
+
 /// The C library chooses some of its functions when they are first called: tfix lets it choose.
 #[test]
 fn functions_that_are_chosen_by_a_resolver() {

@@ -211,6 +211,16 @@ pub enum LinkError {
         /// Where it is.
         offset: u64,
     },
+    /// A veneer would branch to a function without a landing pad, in a program that is guarded.
+    #[error("{place}: `{symbol}` at {to} is too far away for a call, and has no landing pad for a branch by register")]
+    NoLandingPad {
+        /// The function.
+        symbol: String,
+        /// Its address.
+        to: LinkAddr,
+        /// Where it is called.
+        place: Box<Place>,
+    },
     /// The image would be too large.
     #[error("the patch needs more than {max} bytes of memory ({what})")]
     TooLarge {
@@ -524,6 +534,7 @@ impl Explain for LinkError {
             LinkError::Alignment { .. } => "alignment",
             LinkError::TooLarge { .. } => "image-size",
             LinkError::Hazard { .. } => "processor-erratum",
+            LinkError::NoLandingPad { .. } => "no-landing-pad",
             LinkError::DuplicateSymbol { .. } => "duplicate-symbol",
             LinkError::BadMarker { .. } => "bad-marker",
             LinkError::VersionConflict { .. } => "version-conflict",
@@ -604,6 +615,7 @@ impl Explain for LinkError {
                 "spans of an image are aligned to pages (--page-size), and nothing in them to more"
             }
             LinkError::Hazard { .. } => "compile with -ffunction-sections, so that the parts can be moved one by one",
+            LinkError::NoLandingPad { .. } => "choose a --base within reach of the program, or leave that to fix",
             LinkError::DuplicateSymbol { .. } => "make one of them static, or leave one object out",
             LinkError::VersionConflict { .. } => "give PATCH_VERSION in one object only",
             LinkError::NothingToReplace => "mark functions with FIXFUN(name), or use --replace NEW=OLD",

@@ -29,10 +29,11 @@ pub use error::{Candidate, LinkError, Place};
 pub use names::Demangle;
 pub use report::{GotSlot, How, LinkReport, Placement, ResolvedSymbol, SlotKind, Veneer};
 
-use crate::arch::{AbiFacts, Arch, NormalizeError, RawRelocs, Reloc};
+use crate::arch::{AbiFacts, Arch, ElfIdent, Guard, NormalizeError, RawRelocs, Reloc};
 use crate::model::{Package, ProgramRef, Site, Span};
 use crate::package::format::MAX_PAGE_SIZE;
 use crate::program::Program;
+use crate::property;
 use alloc::{
     boxed::Box,
     collections::{BTreeMap, BTreeSet},
@@ -98,6 +99,8 @@ struct Inputs<'o, 'd> {
     page_size: u64,
     /// Indices of the `--bind` options that were of use.
     binds: RefCell<BTreeSet<usize>>,
+    /// Indirect branches into the program's code have to end at landing pads.
+    guarded: bool,
 }
 
 impl<'o> Inputs<'o, '_> {
@@ -161,6 +164,7 @@ pub fn link(
         options,
         page_size,
         binds: RefCell::new(BTreeSet::new()),
+        guarded: arch.guard().is_some_and(|g| guarded(program.properties, ident, g)),
     };
 
     let mut messages = Messages::default();
@@ -201,6 +205,7 @@ pub fn link(
     };
     arrays_of_program(&cx, &mut messages);
     hidden_addresses(&cx, &sites, &mut messages);
+    let unguarded = unguarded(&cx, &mut messages);
 
     let spans = layout.spans.iter().zip(contents);
     let package = Package {
@@ -215,6 +220,7 @@ pub fn link(
         },
         base: options.base,
         page_size,
+        guarded: cx.guarded && unguarded.is_none(),
         spans: spans.map(|(s, data)| Span { perm: s.perm(), offset: s.offset, size: s.size, data }).collect(),
         symbols: symbols.all,
         residue,
@@ -445,6 +451,28 @@ fn site(r: &Replacement, index: usize, layout: &Layout) -> Site {
         landing: layout.landing(index),
         own_address: r.own_address,
     }
+}
+
+/// Do these notes promise landing pads?
+fn guarded(notes: &[u8], ident: ElfIdent, guard: Guard) -> bool {
+    let value = property::value(notes, ident.endian, ident.is_64, guard.property);
+    value.is_some_and(|v| v & guard.bits == guard.bits)
+}
+
+/// The first object without landing pads, where the program has them: all of the image can't be guarded then.
+fn unguarded<'c>(cx: &'c Inputs<'_, '_>, messages: &mut Messages) -> Option<&'c str> {
+    let guard = cx.arch.guard().filter(|_| cx.guarded)?;
+    let padded = |o: &&Object<'_>| {
+        let notes = o.sections.iter().find(|s| s.name == ".note.gnu.property");
+        notes.is_some_and(|s| guarded(s.data, o.ident, guard))
+    };
+    let object = cx.objects.iter().find(|o| !padded(o))?;
+    messages.warn(format!(
+        "{} has no landing pads, as the program has: indirect branches to everywhere in the new code will be allowed \
+         (compile it with the program's -mbranch-protection)",
+        object.name
+    ));
+    Some(object.name)
 }
 
 /// Sections whose entries the program collects between `__start_` and `__stop_` symbols: the patch's are not among them.

@@ -6,6 +6,7 @@ use super::input::Kind;
 use super::report::Messages;
 use super::resolve::{Reference, Resolver, Target, pc_bias};
 use super::sections::{Fate, Part};
+use crate::addr::LinkAddr;
 use crate::arch::{Expr, Howto, Reloc, Role};
 use alloc::{
     boxed::Box,
@@ -304,6 +305,7 @@ impl Plan {
         let index = match self.veneer_of.get(&key) {
             Some(i) => *i,
             None => {
+                check_pad(cx, item, delta)?;
                 let veneer = self.veneer(cx, item, delta)?;
                 self.veneers.push(veneer);
                 self.veneer_of.insert(key, self.veneers.len() - 1);
@@ -458,4 +460,21 @@ impl Inputs<'_, '_> {
             why,
         }
     }
+}
+
+/// A veneer ends with an indirect branch, which a guarded program takes at landing pads only; functions that are only called
+/// directly have none.
+fn check_pad(cx: &Inputs<'_, '_>, branch: &Item, delta: i64) -> Result<(), LinkError> {
+    let Target::Program(to) = branch.target else { return Ok(()) };
+    let to = LinkAddr(to.0.wrapping_add_signed(delta));
+    // A pad is one instruction.
+    let code = cx.program.bytes(to, 8).or_else(|| cx.program.bytes(to, 4));
+    if cx.guarded && code.is_some_and(|c| cx.arch.landing_pad_len(c) == 0) {
+        return Err(LinkError::NoLandingPad {
+            symbol: cx.symbol_name(branch.object, branch.symbol),
+            to,
+            place: Box::new(cx.place(branch.object, branch.section, branch.offset)),
+        });
+    }
+    Ok(())
 }

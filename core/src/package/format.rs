@@ -100,8 +100,10 @@ pub mod info {
     pub const FLAG_BASE: u32 = 2;
     /// The image holds an unwind table.
     pub const FLAG_EH_FRAME: u32 = 4;
+    /// Indirect branches into the image end at landing pads: its code may lie in guarded pages.
+    pub const FLAG_GUARDED: u32 = 8;
     /// All known flags.
-    pub const FLAGS_ALL: u32 = FLAG_FIXED | FLAG_BASE | FLAG_EH_FRAME;
+    pub const FLAGS_ALL: u32 = FLAG_FIXED | FLAG_BASE | FLAG_EH_FRAME | FLAG_GUARDED;
 
     /// `r_info` of a 64-bit relocation is not one integer but a 32-bit symbol index followed by four bytes of type,
     /// most significant first (only in little-endian files; see [`super::RInfo`]).

@@ -61,6 +61,8 @@ pub struct Head<'a> {
     pub base: Option<u64>,
     /// Alignment of spans, bytes.
     pub page_size: u64,
+    /// Indirect branches into the image end at landing pads.
+    pub guarded: bool,
     /// Offset in the image and size of the unwind table, bytes.
     pub eh_frame: Option<(u64, u64)>,
     /// Offset in the image of a breakpoint instruction.

@@ -108,6 +108,7 @@ impl<'a> PackageReader<'a> {
             },
             base: head.base,
             page_size: head.page_size,
+            guarded: head.guarded,
             spans: self
                 .spans()
                 .map(|s| Span { perm: s.perm, offset: s.offset, size: s.size, data: s.data.into() })
@@ -625,6 +626,7 @@ fn head<'a>(
         fixed: flags & info::FLAG_FIXED != 0,
         base: has_base.then_some(base),
         page_size: u64_at(info::PAGE_SIZE)?,
+        guarded: flags & info::FLAG_GUARDED != 0,
         eh_frame: has_eh_frame.then_some(eh_frame),
         trap: u64_at(info::TRAP)?,
     };

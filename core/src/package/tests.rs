@@ -29,6 +29,7 @@ fn sample(ident: ElfIdent, base: Option<u64>, page_size: u64) -> Package {
         },
         base,
         page_size,
+        guarded: true,
         spans: vec![
             Span { perm: Perm::RX, offset: 0, size: 0x70, data: text },
             Span { perm: Perm::R, offset: p, size: 0x30, data: vec![0x5a; 0x30] },

@@ -26,6 +26,7 @@ impl View for Package {
             fixed: self.program.fixed,
             base: self.base,
             page_size: self.page_size,
+            guarded: self.guarded,
             eh_frame: self.eh_frame,
             trap: self.trap,
         }
@@ -220,7 +221,8 @@ impl<'a> Layout<'a> {
         let flag = |on, bit| if on { bit } else { 0 };
         let flags = flag(pkg.program.fixed, info::FLAG_FIXED)
             | flag(pkg.base.is_some(), info::FLAG_BASE)
-            | flag(pkg.eh_frame.is_some(), info::FLAG_EH_FRAME);
+            | flag(pkg.eh_frame.is_some(), info::FLAG_EH_FRAME)
+            | flag(pkg.guarded, info::FLAG_GUARDED);
         let (eh_frame, eh_frame_size) = pkg.eh_frame.unwrap_or((0, 0));
         let mut head = Records::new(endian);
         head.u32(flags).u32(if rinfo(pkg.ident) == RInfo::Split { info::RINFO_SPLIT } else { 0 });

@@ -172,7 +172,7 @@ fn map_all(target: &mut dyn Target, arch: &dyn Arch, package: &Package, plan: &P
     let (region, image) = match plan.reserved {
         Some(r) => (r.record, r.image),
         None => {
-            let region = region::map(target, arch, &plan.name, &plan.places, &pieces)?;
+            let region = region::map(target, arch, &plan.name, package.guarded, &plan.places, &pieces)?;
             (region, region.offset(plan.record_size))
         }
     };
@@ -214,7 +214,8 @@ fn map_islands(
     let maps = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
     let near = sites.first().map_or(RunAddr(0), |s| s.at);
     let places = if range.is_empty() { Vec::new() } else { candidates(&maps, range, size, page, end, near) };
-    let at = region::map(target, arch, &plan.name, &places, &[Piece { offset: 0, size, perm: Perm::RX }])?;
+    let at =
+        region::map(target, arch, &plan.name, package.guarded, &places, &[Piece { offset: 0, size, perm: Perm::RX }])?;
     Ok((at, size))
 }
 

@@ -14,6 +14,7 @@ const PROT_WRITE: u64 = 2;
 const PROT_EXEC: u64 = 4;
 const MFD_CLOEXEC: u64 = 1;
 const EEXIST: u64 = 17;
+const EINVAL: u64 = 22;
 /// The kernel takes names of up to 249 bytes for a memfd.
 const MAX_NAME: usize = 200;
 
@@ -75,7 +76,8 @@ fn file_name(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// Maps a region of `pieces` at the first of `places` that is still free. A thread must be held.
+/// Maps a region of `pieces` at the first of `places` that is still free, its code `guarded` if the system can
+/// ([`Arch::guard`]). A thread must be held.
 ///
 /// The region is a private mapping of a memory file, because its name is then visible in /proc/PID/maps on every
 /// kernel since 3.17 (names of anonymous memory need CONFIG_ANON_VMA_NAME). Nothing is ever writable and executable:
@@ -87,6 +89,7 @@ pub(super) fn map(
     target: &mut dyn Target,
     arch: &dyn Arch,
     name: &str,
+    guarded: bool,
     places: &[RunAddr],
     pieces: &[Piece],
 ) -> Result<RunAddr, SessionError> {
@@ -105,7 +108,13 @@ pub(super) fn map(
         Err(e) => result = Err(e.into()),
         Ok(_) => {
             for &place in places {
-                match map_at(target, abi, fd, place, pieces) {
+                let guard = arch.guard().filter(|_| guarded).map_or(0, |g| g.prot);
+                let mut mapped = map_at(target, abi, fd, place, pieces, guard);
+                // A kernel or processor without landing pads does not know that right.
+                if guard != 0 && matches!(mapped, Err(TargetError::Injected { errno: EINVAL, .. })) {
+                    mapped = map_at(target, abi, fd, place, pieces, 0);
+                }
+                match mapped {
                     Ok(()) => {
                         result = Ok(place);
                         break;
@@ -140,12 +149,13 @@ fn map_at(
     fd: u64,
     place: RunAddr,
     pieces: &[Piece],
+    guard: u64,
 ) -> Result<(), TargetError> {
     let mut done: Vec<(RunAddr, u64)> = Vec::new();
     for p in pieces {
         let prot = if p.perm.read { PROT_READ } else { 0 }
             | if p.perm.write { PROT_WRITE } else { 0 }
-            | if p.perm.exec { PROT_EXEC } else { 0 };
+            | if p.perm.exec { PROT_EXEC | guard } else { 0 };
         let want = place.offset(p.offset);
         let flags = abi.map_private | abi.map_fixed_noreplace;
         let args = [want.0, p.size, prot, flags, fd, p.offset / abi.mmap_unit];

@@ -74,6 +74,7 @@ pub fn ask_with(
         program: ProgramRef { file: "program".into(), identity: program.identity.clone(), fixed: program.fixed },
         base: None,
         page_size: 65536,
+        guarded: false,
         spans: vec![Span { perm: Perm::RX, offset: 0, size: code.len() as u64, data: code.to_vec() }],
         symbols: vec![PackageSymbol {
             name: "new".into(),
