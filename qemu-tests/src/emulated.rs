@@ -78,9 +78,10 @@ impl Emulated {
     ///
     /// # Errors
     /// What the session says.
-    pub fn try_apply(&mut self) -> Result<(), session::SessionError> {
+    pub fn try_apply(&mut self) -> Result<(), Box<session::SessionError>> {
         let options = session::Options::default();
-        session::apply(&mut self.target, self.back_end, &self.package, &options, &mut SystemClock::new()).map(|_| ())
+        session::apply(&mut self.target, self.back_end, &self.package, &options, &mut SystemClock::new())?;
+        Ok(())
     }
 
     /// Applies the package.

@@ -262,76 +262,115 @@ fn program(lab: &Lab, pie: bool, model: &str) -> TestProgram {
     lab.program(pie, &[flags, &[model]].concat())
 }
 
-/// Every level, kind of thread-local storage and branch protection of code for one model.
-fn compiled(model: &str, modes: &[&str], fixed: Where, pie: Option<Where>) -> Counts {
+/// Compilers of the patches; the programs are always gcc's.
+const COMPILERS: [&[&str]; 2] = [&["aarch64-linux-gnu-gcc"], &["clang", "--target=aarch64-linux-gnu"]];
+
+/// Code for one model: ways to make code position-independent, kinds of thread-local storage, where it lies.
+struct Model {
+    flag: &'static str,
+    modes: &'static [&'static str],
+    tls: &'static [&'static str],
+    fixed: Where,
+    pie: Option<Where>,
+}
+
+/// Every level, kind of thread-local storage and branch protection of one compiler's code for one model.
+fn compiled(compiler: &[&str], model: &Model) -> Counts {
     let lab = Lab::new(GCC, &["-fPIC"]);
     let mut counts = Counts::new();
-    let mut programs = vec![(program(&lab, false, model), fixed)];
-    programs.extend(pie.map(|at| (program(&lab, true, model), at)));
+    let mut programs = vec![(program(&lab, false, model.flag), model.fixed)];
+    programs.extend(model.pie.map(|at| (program(&lab, true, model.flag), at)));
     for (program, at) in &programs {
+        let mut one = |source: &str, flags: &[&str]| {
+            let flags = [&[model.flag], flags].concat();
+            let object = lab.object_by(compiler, source, &flags);
+            check(&lab, program, &[object], *at, &format!("{source} {} {flags:?}", compiler[0]), &mut counts);
+        };
         for level in LEVELS {
-            for mode in modes.iter().filter(|m| !program.pie || **m != "-fno-pic") {
+            for mode in model.modes.iter().filter(|m| !program.pie || **m != "-fno-pic") {
                 for protection in PROTECTION {
-                    for tls in [TLS_LE, TLS_IE, TLS_GD] {
-                        let flags = [level, mode, model, protection, tls, "-fcommon"];
-                        let rich = lab.object("rich.c", &flags);
-                        check(&lab, program, &[rich], *at, &format!("rich.c {flags:?}"), &mut counts);
+                    for tls in model.tls {
+                        one("rich.c", &[level, mode, protection, tls, "-fcommon"]);
                     }
                 }
-                let more = ["-ffunction-sections", "-fdata-sections", "-fcommon", TLS_LE];
-                let rich = lab.object("rich.c", &[&[level, mode, model], &more[..]].concat());
-                let what = format!("rich.c {level} {mode} {model}, many sections");
-                check(&lab, program, &[rich], *at, &what, &mut counts);
+                one("rich.c", &[level, mode, "-ffunction-sections", "-fdata-sections", "-fcommon", TLS_LE]);
                 if !program.pie {
-                    let weak = lab.object("weak.c", &[level, mode, model]);
-                    check(&lab, program, &[weak], *at, &format!("weak.c {level} {mode} {model}"), &mut counts);
+                    one("weak.c", &[level, mode]);
                 }
             }
         }
     }
-    print(model, &counts);
+    print(&format!("{} {}", compiler[0], model.flag), &counts);
     counts
 }
 
+const SMALL: Model = Model {
+    flag: "-mcmodel=small",
+    modes: &["-fPIC", "-fpic", "-fPIE", "-fno-pic"],
+    tls: &[TLS_LE, TLS_IE, TLS_GD],
+    fixed: FIXED,
+    pie: Some(PIE),
+};
+const TINY: Model = Model {
+    flag: "-mcmodel=tiny",
+    modes: &["-fPIC", "-fPIE", "-fno-pic"],
+    tls: &[TLS_LE, TLS_IE, TLS_GD],
+    fixed: FIXED_TINY,
+    pie: Some(PIE_TINY),
+};
+/// GCC has no position-independent code of this model.
+const LARGE: Model =
+    Model { flag: "-mcmodel=large", modes: &["-fno-pic"], tls: &[TLS_LE, TLS_IE, TLS_GD], fixed: FIXED, pie: None };
+/// clang has some (whose own parts are absolute all the same), but knows no other thread-local storage: "ELF TLS only supported
+/// in small memory model or in local exec TLS model".
+const LARGE_CLANG: Model = Model { modes: &["-fPIC", "-fPIE", "-fno-pic"], tls: &[TLS_LE], ..LARGE };
+
 #[test]
 fn small_code() {
-    let counts = compiled("-mcmodel=small", &["-fPIC", "-fpic", "-fPIE", "-fno-pic"], FIXED, Some(PIE));
-    required(
-        &counts,
-        &[
-            "ABS64",
-            "ADR_PREL_PG_HI21",
-            "ADD_ABS_LO12_NC",
-            "LDST8_ABS_LO12_NC",
-            "LDST32_ABS_LO12_NC",
-            "LDST64_ABS_LO12_NC",
-            "JUMP26",
-            "CALL26",
-            "ADR_GOT_PAGE",
-            "LD64_GOT_LO12_NC",
-            "LD64_GOTPAGE_LO15",
-            "TLSIE_ADR_GOTTPREL_PAGE21",
-            "TLSIE_LD64_GOTTPREL_LO12_NC",
-            "TLSLE_ADD_TPREL_HI12",
-            "TLSLE_ADD_TPREL_LO12_NC",
-            "TLSDESC_ADR_PAGE21",
-            "TLSDESC_LD64_LO12",
-            "TLSDESC_ADD_LO12",
-            "TLSDESC_CALL",
-        ],
-    );
+    for compiler in COMPILERS {
+        let counts = compiled(compiler, &SMALL);
+        required(
+            &counts,
+            &[
+                "ABS64",
+                "ADR_PREL_PG_HI21",
+                "ADD_ABS_LO12_NC",
+                "LDST8_ABS_LO12_NC",
+                "LDST32_ABS_LO12_NC",
+                "LDST64_ABS_LO12_NC",
+                "JUMP26",
+                "CALL26",
+                "ADR_GOT_PAGE",
+                "LD64_GOT_LO12_NC",
+                "TLSIE_ADR_GOTTPREL_PAGE21",
+                "TLSIE_LD64_GOTTPREL_LO12_NC",
+                "TLSLE_ADD_TPREL_HI12",
+                "TLSLE_ADD_TPREL_LO12_NC",
+                "TLSDESC_ADR_PAGE21",
+                "TLSDESC_LD64_LO12",
+                "TLSDESC_ADD_LO12",
+                "TLSDESC_CALL",
+            ],
+        );
+        // -fpic is -fPIC for clang.
+        required(&counts, if compiler == COMPILERS[0] { &["LD64_GOTPAGE_LO15"] } else { &[] });
+    }
 }
 
 #[test]
 fn tiny_code() {
-    let counts = compiled("-mcmodel=tiny", &["-fPIC", "-fPIE", "-fno-pic"], FIXED_TINY, Some(PIE_TINY));
-    required(&counts, &["ADR_PREL_LO21", "GOT_LD_PREL19", "TLSIE_LD_GOTTPREL_PREL19"]);
+    for compiler in COMPILERS {
+        let counts = compiled(compiler, &TINY);
+        required(&counts, &["ADR_PREL_LO21", "GOT_LD_PREL19", "TLSIE_LD_GOTTPREL_PREL19"]);
+    }
 }
 
 #[test]
 fn large_code() {
-    let counts = compiled("-mcmodel=large", &["-fno-pic"], FIXED, None);
-    required(&counts, &["ABS64", "CALL26"]);
+    let [gcc, clang] = COMPILERS;
+    required(&compiled(gcc, &LARGE), &["ABS64", "CALL26"]);
+    let moved = ["MOVW_UABS_G0_NC", "MOVW_UABS_G1_NC", "MOVW_UABS_G2_NC", "MOVW_UABS_G3", "ADR_GOT_PAGE", "PREL64"];
+    required(&compiled(clang, &LARGE_CLANG), &moved);
 }
 
 /// What compilers don't make, or seldom.
