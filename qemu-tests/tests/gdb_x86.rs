@@ -187,7 +187,7 @@ fn threads_in_user_mode_emulation_are_refused() {
     emulated.victim.wait_line("alive");
     emulated.stop();
     let e = emulated.try_apply().expect_err("several threads");
-    assert_eq!(tigerfix::error::Explain::rule(&e), "remote-threads", "{e}");
+    assert_eq!(tigerfix::error::Explain::rule(&*e), "remote-threads", "{e}");
 }
 
 #[test]
