@@ -265,7 +265,8 @@ fn program(lab: &Lab, pie: bool, model: &str) -> TestProgram {
 }
 
 /// Compilers of the patches; the programs are always gcc's.
-const COMPILERS: [&[&str]; 2] = [&["aarch64-linux-gnu-gcc"], &["clang", "--target=aarch64-linux-gnu"]];
+const BY_GCC: &[&str] = &["aarch64-linux-gnu-gcc"];
+const BY_CLANG: &[&str] = &["clang", "--target=aarch64-linux-gnu"];
 
 /// Code for one model: ways to make code position-independent, kinds of thread-local storage, where it lies.
 struct Model {
@@ -327,52 +328,61 @@ const LARGE: Model =
 /// in small memory model or in local exec TLS model".
 const LARGE_CLANG: Model = Model { modes: &["-fPIC", "-fPIE", "-fno-pic"], tls: &[TLS_LE], ..LARGE };
 
+/// What both compilers make of small code.
+const OF_SMALL: [&str; 18] = [
+    "ABS64",
+    "ADR_PREL_PG_HI21",
+    "ADD_ABS_LO12_NC",
+    "LDST8_ABS_LO12_NC",
+    "LDST32_ABS_LO12_NC",
+    "LDST64_ABS_LO12_NC",
+    "JUMP26",
+    "CALL26",
+    "ADR_GOT_PAGE",
+    "LD64_GOT_LO12_NC",
+    "TLSIE_ADR_GOTTPREL_PAGE21",
+    "TLSIE_LD64_GOTTPREL_LO12_NC",
+    "TLSLE_ADD_TPREL_HI12",
+    "TLSLE_ADD_TPREL_LO12_NC",
+    "TLSDESC_ADR_PAGE21",
+    "TLSDESC_LD64_LO12",
+    "TLSDESC_ADD_LO12",
+    "TLSDESC_CALL",
+];
+
 #[test]
-fn small_code() {
-    for compiler in COMPILERS {
-        let counts = compiled(compiler, &SMALL);
-        required(
-            &counts,
-            &[
-                "ABS64",
-                "ADR_PREL_PG_HI21",
-                "ADD_ABS_LO12_NC",
-                "LDST8_ABS_LO12_NC",
-                "LDST32_ABS_LO12_NC",
-                "LDST64_ABS_LO12_NC",
-                "JUMP26",
-                "CALL26",
-                "ADR_GOT_PAGE",
-                "LD64_GOT_LO12_NC",
-                "TLSIE_ADR_GOTTPREL_PAGE21",
-                "TLSIE_LD64_GOTTPREL_LO12_NC",
-                "TLSLE_ADD_TPREL_HI12",
-                "TLSLE_ADD_TPREL_LO12_NC",
-                "TLSDESC_ADR_PAGE21",
-                "TLSDESC_LD64_LO12",
-                "TLSDESC_ADD_LO12",
-                "TLSDESC_CALL",
-            ],
-        );
-        // -fpic is -fPIC for clang.
-        required(&counts, if compiler == COMPILERS[0] { &["LD64_GOTPAGE_LO15"] } else { &[] });
-    }
+fn small_code_by_gcc() {
+    let counts = compiled(BY_GCC, &SMALL);
+    required(&counts, &OF_SMALL);
+    // clang's -fpic is -fPIC.
+    required(&counts, &["LD64_GOTPAGE_LO15"]);
 }
 
 #[test]
-fn tiny_code() {
-    for compiler in COMPILERS {
-        let counts = compiled(compiler, &TINY);
-        required(&counts, &["ADR_PREL_LO21", "GOT_LD_PREL19", "TLSIE_LD_GOTTPREL_PREL19"]);
-    }
+fn small_code_by_clang() {
+    required(&compiled(BY_CLANG, &SMALL), &OF_SMALL);
+}
+
+const OF_TINY: [&str; 3] = ["ADR_PREL_LO21", "GOT_LD_PREL19", "TLSIE_LD_GOTTPREL_PREL19"];
+
+#[test]
+fn tiny_code_by_gcc() {
+    required(&compiled(BY_GCC, &TINY), &OF_TINY);
+}
+
+#[test]
+fn tiny_code_by_clang() {
+    let counts = compiled(BY_CLANG, &TINY);
+    required(&counts, &OF_TINY);
+    // GCC computes the address even of what it loads.
+    required(&counts, &["LD_PREL_LO19"]);
 }
 
 #[test]
 fn large_code() {
-    let [gcc, clang] = COMPILERS;
-    required(&compiled(gcc, &LARGE), &["ABS64", "CALL26"]);
+    required(&compiled(BY_GCC, &LARGE), &["ABS64", "CALL26"]);
     let moved = ["MOVW_UABS_G0_NC", "MOVW_UABS_G1_NC", "MOVW_UABS_G2_NC", "MOVW_UABS_G3", "ADR_GOT_PAGE", "PREL64"];
-    required(&compiled(clang, &LARGE_CLANG), &moved);
+    required(&compiled(BY_CLANG, &LARGE_CLANG), &moved);
 }
 
 /// What compilers don't make, or seldom.
@@ -740,7 +750,8 @@ fn branches_end_where_they_end() {
     }
 }
 
-/// Literal loads reach slots within 1 MiB, and offsets in the GOT end at 32 KiB.
+/// Literal loads reach slots within 1 MiB (of the code in front of them: none lie behind), and offsets in the GOT end at
+/// 32 KiB.
 #[test]
 fn slots_end_where_they_end() {
     let lab = Lab::new(GCC, &["-fPIC"]);
@@ -795,6 +806,25 @@ fn slots_end_where_they_end() {
         match linked(fits + 1).map(|i| i.report) {
             Err(LinkError::Overflow { name: n, value, max, .. }) => assert_eq!((n, value, max), (name, end, end - 1)),
             other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+/// Types without a row are refused under their psABI name.
+#[test]
+fn unknown_types_are_refused_by_name() {
+    let lab = Lab::new(GCC, &["-fPIC"]);
+    let program = program(&lab, false, "-mcmodel=small");
+    let number = lab.assemble(NUMBER, &[]);
+    let template = lab.assemble(&FIELD.replace("SYMBOL", "number"), &[]);
+    for kind in (0..1100).filter(|n| Aarch64.howto(*n).is_none()) {
+        let linked = lab.link_at(&program, &[one_field(&template, kind, 0), number.clone()], FIXED);
+        match linked.map(|i| i.report) {
+            Err(LinkError::UnsupportedRelocation { name, symbol, .. }) => {
+                let known = Aarch64.reloc_name(kind).map_or(format!("type {kind}"), str::to_owned);
+                assert_eq!((name, symbol.as_str()), (known, "number"));
+            }
+            other => panic!("type {kind}: {other:?}"),
         }
     }
 }
