@@ -208,7 +208,7 @@ const fn name(r_type: u32) -> &'static str {
 
 /// The psABI name of every type, ascending by number. Types without a row are for dynamic linking, belong to the
 /// traditional TLS dialect or to the large code model's position-independent form (MOVW_GOTOFF, TLSDESC_OFF: GCC has
-/// none), or to the PAuth and structure protection extensions.
+/// none, and clang's uses the small model's GOT), or to the PAuth and structure protection extensions.
 const NAMES: [(u32, &str); 146] = [
     (0, "R_AARCH64_NONE"),
     (256, "R_AARCH64_NONE"),

@@ -195,7 +195,7 @@ pub fn build<C: Case>(lab: &Lab, opt: &str, link: &[&str], flags: &[&str]) -> (P
 }
 
 /// The state in all lines up to here goes on by its rule, through `fix` and `revert`.
-fn assert_state_kept<C: Case>(lines: &[String]) {
+pub fn assert_state_kept<C: Case>(lines: &[String]) {
     let values: Vec<i64> = lines.iter().filter_map(|l| C::state(l)).collect();
     assert!(values.len() > 20, "the state is printed often");
     for pair in values.windows(2) {

@@ -56,6 +56,8 @@ pub struct Lab {
     dir: TempDir,
     /// What stands before `gcc` in the compiler's name.
     prefix: String,
+    /// Everything is compiled by clang instead.
+    clang: bool,
     guest: Option<Arc<Guest>>,
     /// Where tfix finds what is started here, if not by its process id alone.
     stub: Option<String>,
@@ -73,12 +75,17 @@ impl Lab {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::Builder::new().prefix("tfix-test-").tempdir().expect("temporary directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod of own directory");
-        Self { dir, prefix: String::new(), guest: None, stub: None }
+        Self { dir, prefix: String::new(), clang: false, guest: None, stub: None }
     }
 
     /// The same for programs of another machine: those that `TRIPLE-gcc` makes.
     pub fn cross(triple: &str) -> Self {
         Self { prefix: format!("{triple}-"), ..Self::new() }
+    }
+
+    /// The same with another compiler, which finds libraries where GCC has them.
+    pub fn by_clang(self) -> Self {
+        Self { clang: true, ..self }
     }
 
     /// One whose programs are compiled for a guest, and run there.
@@ -181,7 +188,13 @@ impl Lab {
         let source = fixtures().join(source);
         let text = std::fs::read_to_string(&source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
         let cxx = source.extension().is_some_and(|e| e == "cpp");
-        let mut command = Command::new(format!("{}{}", self.prefix, if cxx { "g++" } else { "gcc" }));
+        let mut command = if self.clang {
+            let mut clang = Command::new(if cxx { "clang++" } else { "clang" });
+            clang.args(self.prefix.strip_suffix('-').map(|triple| format!("--target={triple}")));
+            clang
+        } else {
+            Command::new(format!("{}{}", self.prefix, if cxx { "g++" } else { "gcc" }))
+        };
         command.arg("-I").arg(repository().join("include")).arg("-I").arg(fixtures());
         command.args(["-Wall", "-Wextra"]).args(flags).arg("-o").arg(out).arg(&source);
         for line in text.lines().filter_map(|l| l.strip_prefix("//# flags:")) {

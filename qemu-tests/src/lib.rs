@@ -6,6 +6,7 @@
 pub mod blocked;
 pub mod board;
 pub mod cases;
+mod emulated;
 mod guest;
 pub mod inside;
 mod lab;
@@ -17,10 +18,11 @@ mod victim;
 
 use std::time::{Duration, Instant};
 
+pub use emulated::{Emulated, emulated};
 pub use guest::{GUESTS, Guest, Program};
 pub use lab::{Lab, Link, MATRIX_OPTS, fixtures, repository};
 pub use memory::{Region, Snapshot, read_memory};
-pub use stub::{Gdbserver, GuestGdbserver, emulated, listens};
+pub use stub::{Gdbserver, GuestGdbserver, open};
 pub use tool::{Background, Outcome, binary, run, run_as_nobody, start};
 pub use victim::{Place, Victim, process_state, status_field};
 

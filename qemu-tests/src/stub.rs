@@ -1,4 +1,4 @@
-//! Stubs of the gdb remote protocol: gdbserver, and the emulator's.
+//! Stubs of the gdb remote protocol: gdbserver, here and in guests.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use tempfile::TempDir;
+use tigerfix::arch::{self, AnyArch};
+use tigerfix::gdb::{Address, GdbTarget, Options, Stub};
+use tigerfix::model::Package;
+use tigerfix::package::PackageReader;
 
 use crate::guest::{Guest, Program};
-use crate::{Lab, Victim};
 
 /// A gdbserver; it ends when this is dropped.
 pub struct Gdbserver {
@@ -160,18 +163,24 @@ impl Drop for GuestGdbserver {
     }
 }
 
-/// Starts a program under a user-mode emulator; it stands at its first instruction. Returns it, and what `--remote` takes.
-pub fn emulated(lab: &Lab, emulator: &str, options: &[&str], program: &Path, arguments: &[&str]) -> (Victim, String) {
-    let socket = lab.path("stub");
-    let mut command = Command::new(emulator);
-    command.args(options).arg("-g").arg(&socket).arg(program).args(arguments);
-    let victim = Victim::spawn_standing(command);
-    crate::until("the emulator to listen", || listens(&socket).then_some(()));
-    (victim, format!("unix:{}", socket.display()))
+/// Comes to what is behind a stub, with a package for it.
+pub fn open(at: &str, program: &Path, package: &Path) -> (GdbTarget, AnyArch, Package) {
+    let bytes = std::fs::read(package).expect("gen wrote it");
+    let package = PackageReader::parse(&bytes).expect("a package").to_package();
+    let back_end = arch::for_ident(&package.ident).expect("a back end");
+    let address: Address = at.parse().expect("an address");
+    let mut stub = Stub::connect(&address, None).unwrap_or_else(|e| panic!("{at}: {e}"));
+    let ident = stub.ident().expect("memory can be read").expect("a program");
+    assert!(back_end.accepts(&ident).is_ok(), "the stub tells the architecture: {ident:?}");
+    // What the stub can't give: the unwind tables of static programs have no search table in memory.
+    let program = Some((program.display().to_string(), std::fs::read(program).expect("compiled")));
+    let target =
+        GdbTarget::new(stub, back_end, Options { program, area: None }).unwrap_or_else(|e| panic!("{at}: {e}"));
+    (target, back_end, package)
 }
 
 /// Is somebody listening at this socket file? By the flag __SO_ACCEPTCON in /proc/net/unix: to try would be to connect.
-pub fn listens(socket: &Path) -> bool {
+pub(crate) fn listens(socket: &Path) -> bool {
     let sockets = std::fs::read_to_string("/proc/net/unix").expect("a Linux host");
     let path = socket.to_str().expect("UTF-8");
     sockets.lines().any(|l| l.split_whitespace().nth(3) == Some("00010000") && l.ends_with(path))

@@ -1,14 +1,10 @@
 //! AArch64 programs under user-mode emulation, patched through the emulator's stub: with and without position-independent code,
 //! static and dynamic, with and without branch protection, and where the processor enforces it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use qemu_tests::{DEADLINE, Lab, Victim, emulated, tfix};
-use tigerfix::gdb::{Address, GdbTarget, Options, Stub};
+use qemu_tests::{Emulated, Lab, emulated, tfix};
 use tigerfix::package::PackageReader;
-use tigerfix::{SystemClock, arch, session};
 
 /// What programs and patches are compiled with.
 struct Build {
@@ -37,52 +33,15 @@ fn build(lab: &Lab, case: &str, build: &Build, opt: &str) -> (PathBuf, PathBuf) 
     (program, package)
 }
 
-fn open(at: &str, program: &Path, package: &Path) -> (GdbTarget, arch::AnyArch, tigerfix::model::Package) {
-    let bytes = std::fs::read(package).expect("gen wrote it");
-    let package = PackageReader::parse(&bytes).expect("a package").to_package();
-    let back_end = arch::for_ident(&package.ident).expect("a back end");
-    let address: Address = at.parse().expect("an address");
-    let mut stub = Stub::connect(&address, None).unwrap_or_else(|e| panic!("{at}: {e}"));
-    let ident = stub.ident().expect("memory can be read").expect("a program");
-    assert!(back_end.accepts(&ident).is_ok(), "the stub tells the architecture: {ident:?}");
-    let program = Some((program.display().to_string(), std::fs::read(program).expect("compiled")));
-    let target =
-        GdbTarget::new(stub, back_end, Options { program, area: None }).unwrap_or_else(|e| panic!("{at}: {e}"));
-    (target, back_end, package)
-}
-
-/// Stopped, patched, run, stopped, reverted, run: twice. Lines of the old and of the new function end like that.
+/// Lines of the old and of the new function end like that.
 fn live(case: &str, how: &Build, opt: &str, form: &str, (was, is): (&str, &str)) {
     let lab = Lab::cross(TRIPLE);
     let (program, package) = build(&lab, case, how, opt);
-    let (mut victim, at) = emulated(&lab, "qemu-aarch64", EMULATOR, &program, &[]);
-    let (mut target, back_end, package) = open(&at, &program, &package);
-    target.go().expect("it runs");
-    let old = |v: &mut Victim| v.settles("the old function", 5, |l| l.ends_with(was));
-    let new = |v: &mut Victim| v.settles("the new function", 5, |l| l.ends_with(is));
-    let stop = |target: &mut GdbTarget, victim: &Victim| {
-        kill(Pid::from_raw(victim.pid()), Signal::SIGTRAP).expect("own child");
-        target.await_stop(DEADLINE).expect("stopped");
-    };
-    let mut clock = SystemClock::new();
-    old(&mut victim);
-    for _ in 0..2 {
-        stop(&mut target, &victim);
-        let options = session::Options::default();
-        let plan = session::plan(&mut target, back_end, &package, &options).unwrap_or_else(|e| panic!("{opt}: {e}"));
-        assert_eq!(plan.sites[0].form.name, form, "{opt}");
-        session::apply(&mut target, back_end, &package, &options, &mut clock).unwrap_or_else(|e| panic!("{opt}: {e}"));
-        target.go().expect("it runs");
-        new(&mut victim);
-        stop(&mut target, &victim);
-        assert_eq!(session::list(&mut target).expect("listed").len(), 1);
-        session::revert(&mut target, back_end, None, 10_000, &mut clock).unwrap_or_else(|e| panic!("{opt}: {e}"));
-        target.go().expect("it runs");
-        old(&mut victim);
-    }
-    stop(&mut target, &victim);
-    drop(target);
-    victim.still_prints();
+    let (plan, _) = Emulated::start(&lab, "qemu-aarch64", EMULATOR, &program, &[], &package).live(
+        |v| v.settles("the old function", 5, |l| l.ends_with(was)),
+        |v| v.settles("the new function", 5, |l| l.ends_with(is)),
+    );
+    assert_eq!(plan.sites[0].form.name, form, "{opt}");
 }
 
 macro_rules! live {

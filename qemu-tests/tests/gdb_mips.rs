@@ -1,14 +1,9 @@
 //! MIPS programs under user-mode emulation, patched through the emulator's stub: both byte orders, 32 and 64 bits, with and
 //! without position-independent code, static and dynamic.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use qemu_tests::{DEADLINE, Lab, Victim, emulated, tfix};
-use tigerfix::gdb::{Address, GdbTarget, Options, Stub};
-use tigerfix::package::PackageReader;
-use tigerfix::{SystemClock, arch, session};
+use qemu_tests::{Emulated, Lab, emulated, tfix};
 
 /// What programs and patches are compiled with.
 struct Build {
@@ -29,53 +24,15 @@ fn build(lab: &Lab, case: &str, build: &Build, opt: &str) -> (PathBuf, PathBuf) 
     (program, package)
 }
 
-fn open(at: &str, program: &Path, package: &Path) -> (GdbTarget, arch::AnyArch, tigerfix::model::Package) {
-    let bytes = std::fs::read(package).expect("gen wrote it");
-    let package = PackageReader::parse(&bytes).expect("a package").to_package();
-    let back_end = arch::for_ident(&package.ident).expect("a back end");
-    let address: Address = at.parse().expect("an address");
-    let mut stub = Stub::connect(&address, None).unwrap_or_else(|e| panic!("{at}: {e}"));
-    let ident = stub.ident().expect("memory can be read").expect("a program");
-    assert!(back_end.accepts(&ident).is_ok(), "the stub tells the architecture: {ident:?}");
-    let program = Some((program.display().to_string(), std::fs::read(program).expect("compiled")));
-    let target =
-        GdbTarget::new(stub, back_end, Options { program, area: None }).unwrap_or_else(|e| panic!("{at}: {e}"));
-    (target, back_end, package)
-}
-
-/// Stopped, patched, run, stopped, reverted, run: twice.
 fn live(triple: &str, how: &Build, opt: &str) {
     let lab = Lab::cross(triple);
     let (program, package) = build(&lab, "a1", how, opt);
     let emulator = format!("qemu-{}", triple.split('-').next().expect("a machine"));
-    let library = format!("/usr/{triple}");
-    let (mut victim, at) = emulated(&lab, &emulator, &["-L", &library], &program, &[]);
-    let (mut target, back_end, package) = open(&at, &program, &package);
-    target.go().expect("it runs");
-    let old = |v: &mut Victim| v.settles("p to be 1", 5, |l| l.ends_with(" p 1"));
-    let new = |v: &mut Victim| v.settles("p to be 2", 5, |l| l.ends_with(" p 2"));
-    let stop = |target: &mut GdbTarget, victim: &Victim| {
-        kill(Pid::from_raw(victim.pid()), Signal::SIGTRAP).expect("own child");
-        target.await_stop(DEADLINE).expect("stopped");
-    };
-    let mut clock = SystemClock::new();
-    old(&mut victim);
-    for _ in 0..2 {
-        stop(&mut target, &victim);
-        session::apply(&mut target, back_end, &package, &session::Options::default(), &mut clock)
-            .unwrap_or_else(|e| panic!("{triple} {opt}: {e}"));
-        target.go().expect("it runs");
-        new(&mut victim);
-        stop(&mut target, &victim);
-        assert_eq!(session::list(&mut target).expect("listed").len(), 1);
-        session::revert(&mut target, back_end, None, 10_000, &mut clock)
-            .unwrap_or_else(|e| panic!("{triple} {opt}: {e}"));
-        target.go().expect("it runs");
-        old(&mut victim);
-    }
-    stop(&mut target, &victim);
-    drop(target);
-    victim.still_prints();
+    let emulated = Emulated::start(&lab, &emulator, &["-L", &format!("/usr/{triple}")], &program, &[], &package);
+    emulated.live(
+        |v| v.settles("p to be 1", 5, |l| l.ends_with(" p 1")),
+        |v| v.settles("p to be 2", 5, |l| l.ends_with(" p 2")),
+    );
 }
 
 macro_rules! live {

@@ -3,16 +3,12 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use qemu_tests::{DEADLINE, Gdbserver, Lab, Link, Victim, emulated, tfix};
+use qemu_tests::{Emulated, Gdbserver, Lab, Link, Victim, emulated, open, tfix};
 use tigerfix::gdb::packet::{Decoder, Event, frame};
-use tigerfix::gdb::{Address, GdbTarget, Options, Stub};
-use tigerfix::package::PackageReader;
-use tigerfix::{SystemClock, arch, session};
+use tigerfix::{SystemClock, session};
 
 fn build(lab: &Lab, flags: &[&str]) -> (PathBuf, PathBuf) {
     let program = lab.program("a1_program.c", flags);
@@ -63,19 +59,6 @@ fn process_behind_a_gdbserver() {
             tfix!["revert", "--remote", &at, "--pid", &pid, "fix"].refused(&[]).by_rule("not-applied");
         }
     }
-}
-
-fn open(at: &str, program: &Path, package: &Path) -> (GdbTarget, arch::AnyArch, tigerfix::model::Package) {
-    let bytes = std::fs::read(package).expect("gen wrote it");
-    let package = PackageReader::parse(&bytes).expect("a package").to_package();
-    let back_end = arch::for_ident(&package.ident).expect("a back end");
-    let address: Address = at.parse().expect("an address");
-    let stub = Stub::connect(&address, None).unwrap_or_else(|e| panic!("{at}: {e}"));
-    // What the stub can't give: the unwind tables of static programs have no search table in memory.
-    let program = Some((program.display().to_string(), std::fs::read(program).expect("compiled")));
-    let target =
-        GdbTarget::new(stub, back_end, Options { program, area: None }).unwrap_or_else(|e| panic!("{at}: {e}"));
-    (target, back_end, package)
 }
 
 /// One connection for several changes, with the target running in between.
@@ -176,33 +159,7 @@ fn program_in_user_mode_emulation() {
         for opt in ["-O0", "-O2"] {
             let lab = Lab::new();
             let (program, package) = build(&lab, &[link.flags(), &[opt]].concat());
-            let (mut victim, at) = emulated(&lab, "qemu-x86_64", &[], &program, &[]);
-            let (mut target, back_end, package) = open(&at, &program, &package);
-            target.go().expect("it runs");
-            old(&mut victim);
-            let stop = |target: &mut GdbTarget, victim: &Victim| {
-                // This stub does not look at its line while the program runs; a signal to the emulator stops it.
-                kill(Pid::from_raw(victim.pid()), Signal::SIGTRAP).expect("own child");
-                target.await_stop(DEADLINE).expect("stopped");
-            };
-            for _ in 0..2 {
-                stop(&mut target, &victim);
-                session::apply(&mut target, back_end, &package, &session::Options::default(), &mut SystemClock::new())
-                    .unwrap_or_else(|e| panic!("{link:?} {opt}: {e}"));
-                target.go().expect("it runs");
-                new(&mut victim);
-                stop(&mut target, &victim);
-                let list = session::list(&mut target).expect("listed");
-                assert_eq!(list.iter().flatten().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["fix"]);
-                session::revert(&mut target, back_end, Some("fix"), 10_000, &mut SystemClock::new())
-                    .unwrap_or_else(|e| panic!("{link:?} {opt}: {e}"));
-                target.go().expect("it runs");
-                old(&mut victim);
-            }
-            stop(&mut target, &victim);
-            // Left alone it runs on.
-            drop(target);
-            victim.still_prints();
+            Emulated::start(&lab, "qemu-x86_64", &[], &program, &[], &package).live(old, new);
         }
     }
 }
@@ -224,15 +181,13 @@ fn threads_in_user_mode_emulation_are_refused() {
     let program = lab.program("threads_program.c", &["-O2"]);
     let package = lab.package(&program, &lab.patch("threads_patch.c", &["-O2"]));
     let page = lab.write("shared", [0; 4096]);
-    let (mut victim, at) = emulated(&lab, "qemu-x86_64", &[], &program, &[page.to_str().expect("UTF-8")]);
-    let (mut target, back_end, package) = open(&at, &program, &package);
-    target.go().expect("it runs");
-    victim.wait_line("alive");
-    kill(Pid::from_raw(victim.pid()), Signal::SIGTRAP).expect("own child");
-    target.await_stop(DEADLINE).expect("stopped");
-    let e = session::apply(&mut target, back_end, &package, &session::Options::default(), &mut SystemClock::new())
-        .expect_err("several threads");
-    assert_eq!(tigerfix::error::Explain::rule(&e), "remote-threads", "{e}");
+    let page = page.to_str().expect("UTF-8");
+    let mut emulated = Emulated::start(&lab, "qemu-x86_64", &[], &program, &[page], &package);
+    emulated.go();
+    emulated.victim.wait_line("alive");
+    emulated.stop();
+    let e = emulated.try_apply().expect_err("several threads");
+    assert_eq!(tigerfix::error::Explain::rule(&*e), "remote-threads", "{e}");
 }
 
 #[test]

@@ -9,13 +9,14 @@
 
 mod support;
 
+use std::fmt::Write as _;
 use std::ops::Range;
 
 use support::oracle::{Counts, Image, Lab, Reference, TestProgram, Tools, Where, print};
 use support::{Rela, SHT_NOBITS, relocations, sections, symbols};
 use tigerfix::link::{LinkError, SlotKind};
 use tigerfix_arch_aarch64::Aarch64;
-use tigerfix_core::arch::Relocator as _;
+use tigerfix_core::arch::{Expr, Relocator as _};
 
 const GCC: Tools = Tools {
     arch: &Aarch64,
@@ -33,6 +34,7 @@ const ADR_PREL_PG_HI21: u32 = 275;
 const JUMP26: u32 = 282;
 const CALL26: u32 = 283;
 const GOT_LD_PREL19: u32 = 309;
+const PLT32: u32 = 314;
 const ADR_GOT_PAGE: u32 = 311;
 const LD64_GOT_LO12_NC: u32 = 312;
 const LD64_GOTPAGE_LO15: u32 = 313;
@@ -262,76 +264,125 @@ fn program(lab: &Lab, pie: bool, model: &str) -> TestProgram {
     lab.program(pie, &[flags, &[model]].concat())
 }
 
-/// Every level, kind of thread-local storage and branch protection of code for one model.
-fn compiled(model: &str, modes: &[&str], fixed: Where, pie: Option<Where>) -> Counts {
+/// Compilers of the patches; the programs are always gcc's.
+const BY_GCC: &[&str] = &["aarch64-linux-gnu-gcc"];
+const BY_CLANG: &[&str] = &["clang", "--target=aarch64-linux-gnu"];
+
+/// Code for one model: ways to make code position-independent, kinds of thread-local storage, where it lies.
+struct Model {
+    flag: &'static str,
+    modes: &'static [&'static str],
+    tls: &'static [&'static str],
+    fixed: Where,
+    pie: Option<Where>,
+}
+
+/// Every level, kind of thread-local storage and branch protection of one compiler's code for one model.
+fn compiled(compiler: &[&str], model: &Model) -> Counts {
     let lab = Lab::new(GCC, &["-fPIC"]);
     let mut counts = Counts::new();
-    let mut programs = vec![(program(&lab, false, model), fixed)];
-    programs.extend(pie.map(|at| (program(&lab, true, model), at)));
+    let mut programs = vec![(program(&lab, false, model.flag), model.fixed)];
+    programs.extend(model.pie.map(|at| (program(&lab, true, model.flag), at)));
     for (program, at) in &programs {
+        let mut one = |source: &str, flags: &[&str]| {
+            let flags = [&[model.flag], flags].concat();
+            let object = lab.object_by(compiler, source, &flags);
+            check(&lab, program, &[object], *at, &format!("{source} {} {flags:?}", compiler[0]), &mut counts);
+        };
         for level in LEVELS {
-            for mode in modes.iter().filter(|m| !program.pie || **m != "-fno-pic") {
+            for mode in model.modes.iter().filter(|m| !program.pie || **m != "-fno-pic") {
                 for protection in PROTECTION {
-                    for tls in [TLS_LE, TLS_IE, TLS_GD] {
-                        let flags = [level, mode, model, protection, tls, "-fcommon"];
-                        let rich = lab.object("rich.c", &flags);
-                        check(&lab, program, &[rich], *at, &format!("rich.c {flags:?}"), &mut counts);
+                    for tls in model.tls {
+                        one("rich.c", &[level, mode, protection, tls, "-fcommon"]);
                     }
                 }
-                let more = ["-ffunction-sections", "-fdata-sections", "-fcommon", TLS_LE];
-                let rich = lab.object("rich.c", &[&[level, mode, model], &more[..]].concat());
-                let what = format!("rich.c {level} {mode} {model}, many sections");
-                check(&lab, program, &[rich], *at, &what, &mut counts);
+                one("rich.c", &[level, mode, "-ffunction-sections", "-fdata-sections", "-fcommon", TLS_LE]);
                 if !program.pie {
-                    let weak = lab.object("weak.c", &[level, mode, model]);
-                    check(&lab, program, &[weak], *at, &format!("weak.c {level} {mode} {model}"), &mut counts);
+                    one("weak.c", &[level, mode]);
                 }
             }
         }
     }
-    print(model, &counts);
+    print(&format!("{} {}", compiler[0], model.flag), &counts);
     counts
 }
 
+const SMALL: Model = Model {
+    flag: "-mcmodel=small",
+    modes: &["-fPIC", "-fpic", "-fPIE", "-fno-pic"],
+    tls: &[TLS_LE, TLS_IE, TLS_GD],
+    fixed: FIXED,
+    pie: Some(PIE),
+};
+const TINY: Model = Model {
+    flag: "-mcmodel=tiny",
+    modes: &["-fPIC", "-fPIE", "-fno-pic"],
+    tls: &[TLS_LE, TLS_IE, TLS_GD],
+    fixed: FIXED_TINY,
+    pie: Some(PIE_TINY),
+};
+/// GCC has no position-independent code of this model.
+const LARGE: Model =
+    Model { flag: "-mcmodel=large", modes: &["-fno-pic"], tls: &[TLS_LE, TLS_IE, TLS_GD], fixed: FIXED, pie: None };
+/// clang has some (whose own parts are absolute all the same), but knows no other thread-local storage: "ELF TLS only supported
+/// in small memory model or in local exec TLS model".
+const LARGE_CLANG: Model = Model { modes: &["-fPIC", "-fPIE", "-fno-pic"], tls: &[TLS_LE], ..LARGE };
+
+/// What both compilers make of small code.
+const OF_SMALL: [&str; 18] = [
+    "ABS64",
+    "ADR_PREL_PG_HI21",
+    "ADD_ABS_LO12_NC",
+    "LDST8_ABS_LO12_NC",
+    "LDST32_ABS_LO12_NC",
+    "LDST64_ABS_LO12_NC",
+    "JUMP26",
+    "CALL26",
+    "ADR_GOT_PAGE",
+    "LD64_GOT_LO12_NC",
+    "TLSIE_ADR_GOTTPREL_PAGE21",
+    "TLSIE_LD64_GOTTPREL_LO12_NC",
+    "TLSLE_ADD_TPREL_HI12",
+    "TLSLE_ADD_TPREL_LO12_NC",
+    "TLSDESC_ADR_PAGE21",
+    "TLSDESC_LD64_LO12",
+    "TLSDESC_ADD_LO12",
+    "TLSDESC_CALL",
+];
+
 #[test]
-fn small_code() {
-    let counts = compiled("-mcmodel=small", &["-fPIC", "-fpic", "-fPIE", "-fno-pic"], FIXED, Some(PIE));
-    required(
-        &counts,
-        &[
-            "ABS64",
-            "ADR_PREL_PG_HI21",
-            "ADD_ABS_LO12_NC",
-            "LDST8_ABS_LO12_NC",
-            "LDST32_ABS_LO12_NC",
-            "LDST64_ABS_LO12_NC",
-            "JUMP26",
-            "CALL26",
-            "ADR_GOT_PAGE",
-            "LD64_GOT_LO12_NC",
-            "LD64_GOTPAGE_LO15",
-            "TLSIE_ADR_GOTTPREL_PAGE21",
-            "TLSIE_LD64_GOTTPREL_LO12_NC",
-            "TLSLE_ADD_TPREL_HI12",
-            "TLSLE_ADD_TPREL_LO12_NC",
-            "TLSDESC_ADR_PAGE21",
-            "TLSDESC_LD64_LO12",
-            "TLSDESC_ADD_LO12",
-            "TLSDESC_CALL",
-        ],
-    );
+fn small_code_by_gcc() {
+    let counts = compiled(BY_GCC, &SMALL);
+    required(&counts, &OF_SMALL);
+    // clang's -fpic is -fPIC.
+    required(&counts, &["LD64_GOTPAGE_LO15"]);
 }
 
 #[test]
-fn tiny_code() {
-    let counts = compiled("-mcmodel=tiny", &["-fPIC", "-fPIE", "-fno-pic"], FIXED_TINY, Some(PIE_TINY));
-    required(&counts, &["ADR_PREL_LO21", "GOT_LD_PREL19", "TLSIE_LD_GOTTPREL_PREL19"]);
+fn small_code_by_clang() {
+    required(&compiled(BY_CLANG, &SMALL), &OF_SMALL);
+}
+
+const OF_TINY: [&str; 3] = ["ADR_PREL_LO21", "GOT_LD_PREL19", "TLSIE_LD_GOTTPREL_PREL19"];
+
+#[test]
+fn tiny_code_by_gcc() {
+    required(&compiled(BY_GCC, &TINY), &OF_TINY);
+}
+
+#[test]
+fn tiny_code_by_clang() {
+    let counts = compiled(BY_CLANG, &TINY);
+    required(&counts, &OF_TINY);
+    // GCC computes the address even of what it loads.
+    required(&counts, &["LD_PREL_LO19"]);
 }
 
 #[test]
 fn large_code() {
-    let counts = compiled("-mcmodel=large", &["-fno-pic"], FIXED, None);
-    required(&counts, &["ABS64", "CALL26"]);
+    required(&compiled(BY_GCC, &LARGE), &["ABS64", "CALL26"]);
+    let moved = ["MOVW_UABS_G0_NC", "MOVW_UABS_G1_NC", "MOVW_UABS_G2_NC", "MOVW_UABS_G3", "ADR_GOT_PAGE", "PREL64"];
+    required(&compiled(BY_CLANG, &LARGE_CLANG), &moved);
 }
 
 /// What compilers don't make, or seldom.
@@ -506,4 +557,274 @@ fn what_has_no_row_is_refused_by_name() {
     let refused = lab.link_at(&program, &[traditional], FIXED).err();
     let Some(LinkError::UnsupportedRelocation { name, .. }) = refused else { panic!("{refused:?}") };
     assert!(name.starts_with("R_AARCH64_TLSGD_"), "{name}");
+}
+
+/// What a field's value may be, and the distance between two values that it can tell apart: AAELF64's checks ("Relocation
+/// types", tables of static relocations), apart from the table under test. None where the document says "No overflow check".
+fn aaelf_range(name: &str) -> Option<(i128, i128, i128)> {
+    let signed = |bits: u32, step| Some((-(1i128 << bits), 1i128 << bits, step));
+    let unsigned = |bits: u32, step| Some((0, 1i128 << bits, step));
+    match name.strip_prefix("R_AARCH64_").expect("a name of the psABI") {
+        "ABS32" => Some((-(1 << 31), 1 << 32, 1)),
+        "ABS16" => Some((-(1 << 15), 1 << 16, 1)),
+        "PREL32" | "PLT32" | "GOTPCREL32" | "GOTREL32" => signed(31, 1),
+        "PREL16" => signed(15, 1),
+        "MOVW_UABS_G0" => unsigned(16, 1),
+        "MOVW_UABS_G1" => unsigned(32, 1),
+        "MOVW_UABS_G2" => unsigned(48, 1),
+        "MOVW_SABS_G0" | "MOVW_PREL_G0" | "TLSLE_MOVW_TPREL_G0" => signed(16, 1),
+        "MOVW_SABS_G1" | "MOVW_PREL_G1" | "TLSLE_MOVW_TPREL_G1" => signed(32, 1),
+        "MOVW_SABS_G2" | "MOVW_PREL_G2" | "TLSLE_MOVW_TPREL_G2" => signed(48, 1),
+        "LD_PREL_LO19" | "CONDBR19" | "GOT_LD_PREL19" | "TLSIE_LD_GOTTPREL_PREL19" => signed(20, 4),
+        "ADR_PREL_LO21" => signed(20, 1),
+        "ADR_PREL_PG_HI21" | "ADR_GOT_PAGE" | "TLSIE_ADR_GOTTPREL_PAGE21" => signed(32, 4096),
+        "TSTBR14" => signed(15, 4),
+        "JUMP26" | "CALL26" => signed(27, 4),
+        "LD64_GOTOFF_LO15" | "LD64_GOTPAGE_LO15" => unsigned(15, 8),
+        "TLSLE_ADD_TPREL_HI12" => unsigned(24, 1),
+        "TLSLE_ADD_TPREL_LO12" | "TLSLE_LDST8_TPREL_LO12" => unsigned(12, 1),
+        "TLSLE_LDST16_TPREL_LO12" => unsigned(12, 2),
+        "TLSLE_LDST32_TPREL_LO12" => unsigned(12, 4),
+        "TLSLE_LDST64_TPREL_LO12" => unsigned(12, 8),
+        "TLSLE_LDST128_TPREL_LO12" => unsigned(12, 16),
+        // The offset that takes the descriptor's place has 32 bits.
+        "TLSDESC_ADR_PAGE21" | "TLSDESC_LD_PREL19" => unsigned(32, 1),
+        _ => None,
+    }
+}
+
+/// An object with a field of some type at `.text` + 8, against `number` or, for thread-local storage, `tls_last`.
+fn one_field(template: &[u8], kind: u32, addend: i64) -> Vec<u8> {
+    let mut object = template.to_vec();
+    let text = sections(&object).iter().position(|s| s.name == ".text").expect("a section") as u32;
+    let at = relocations(&object, text)[0].at;
+    object[at + 8..at + 12].copy_from_slice(&kind.to_le_bytes());
+    object[at + 16..at + 24].copy_from_slice(&addend.to_le_bytes());
+    object
+}
+
+const FIELD: &str = "
+	.text
+	.globl target_new
+	.type target_new, %function
+target_new:
+	ret
+	.size target_new, .-target_new
+	.balign 8
+	.reloc ., R_AARCH64_ABS64, SYMBOL
+	.inst 0xd2800001, 0xd503201f
+";
+const NUMBER: &str = ".globl number\n.set number, 0\n";
+
+/// ld can't reveal a missing range check, so every bound is tried: the last value that fits and the first that doesn't. What
+/// fits is compared with ld, too.
+#[test]
+fn every_range_check_is_exact() {
+    // The document takes signed values for these, ld does not; the bytes are the same.
+    let signed = &["R_AARCH64_ABS32", "R_AARCH64_ABS16"];
+    let lab = Lab::new(Tools { branches: signed, ..GCC }, &["-fPIC"]);
+    let program = program(&lab, false, "-mcmodel=small");
+    let number = lab.assemble(NUMBER, &[]);
+    let of_number = lab.assemble(&FIELD.replace("SYMBOL", "number"), &[]);
+    let of_tls = lab.assemble(&format!(".type tls_last, %tls_object\n{}", FIELD.replace("SYMBOL", "tls_last")), &[]);
+    // With a slot, so that it is known where the GOT begins.
+    let beside_got =
+        lab.assemble(&format!("{}ldr x0, [x0, #:got_lo12:number]\n", FIELD.replace("SYMBOL", "number")), &[]);
+    let tls_last = symbols(&program.file).into_iter().find(|s| s.name == "tls_last").expect("defined").value;
+    let mut counts = Counts::new();
+    let (mut tried, mut elsewhere) = (Vec::new(), Vec::new());
+    for (kind, howto) in (0..1100).filter_map(|k| Aarch64.howto(k).map(|h| (k, h))) {
+        let Some((min, end, step)) = aaelf_range(howto.name) else {
+            assert_eq!(howto.overflow.bounds(), None, "{}: no bounds are known to this test", howto.name);
+            continue;
+        };
+        let template = match howto.expr {
+            Expr::TpOff => &of_tls,
+            Expr::GotOff => &beside_got,
+            _ => &of_number,
+        };
+        let link_with = |addend| {
+            let objects = [one_field(template, kind, addend), number.clone()];
+            (lab.link_at(&program, &objects, FIXED), objects)
+        };
+        let image = link_with(0).0.ok();
+        let place = |image: &Image| {
+            let text = image.report.placements.iter().find(|p| p.section == ".text").expect("placed");
+            FIXED.image + text.offset + 8
+        };
+        // The field's place does not depend on the value, but some values are refused.
+        let p = image.as_ref().map_or(FIXED.image + 8, place);
+        // What the value is without an addend.
+        let origin = match howto.expr {
+            Expr::Abs => 0,
+            Expr::Pc => -i128::from(p),
+            Expr::PagePc { .. } => -i128::from(page(p)),
+            Expr::GotOff => -i128::from(FIXED.image + image.expect("near").report.got[0].offset),
+            Expr::TpOff => i128::from(TLS_BLOCK + tls_last),
+            _ => {
+                elsewhere.push(howto.name);
+                continue;
+            }
+        };
+        for (value, fits) in [(min - step, false), (min, true), (end - step, true), (end, false)] {
+            let (linked, objects) = link_with(i64::try_from(value - origin).expect("64 bits"));
+            match linked {
+                Ok(image) => {
+                    assert!(fits, "{} took {value:#x}", howto.name);
+                    assert_eq!(place(&image), p, "{}: the field has moved", howto.name);
+                    let compared = match howto.expr {
+                        // ld has no such types.
+                        Expr::GotOff => false,
+                        Expr::TpOff if howto.name.contains("LDST128") => false,
+                        // Offsets from the thread pointer are positive, so that ld never writes `movn` for one. Of descriptors
+                        // it changes whole sequences: those are compared where compilers make them.
+                        Expr::TpOff => value >= 0 && !howto.name.starts_with("R_AARCH64_TLSDESC_"),
+                        _ => true,
+                    };
+                    if compared {
+                        let file = lab.gnu_ld(&program, &objects, &image, &[]);
+                        let same = compare(&objects, &image, &Reference::new(&file), &mut counts);
+                        same.unwrap_or_else(|e| panic!("{} {value:#x}: {e}", howto.name));
+                    }
+                }
+                Err(LinkError::Overflow { name, value: v, min: lo, max: hi, .. }) => {
+                    assert!(!fits, "{name} refused {value:#x}");
+                    assert_eq!((name, v, lo, hi), (howto.name, value, min, end - 1));
+                }
+                Err(e) => panic!("{} {value:#x}: {e}", howto.name),
+            }
+        }
+        if (2..4096).contains(&step) {
+            match link_with(i64::try_from(min + step / 2 - origin).expect("64 bits")).0 {
+                Err(LinkError::Misaligned { align, .. }) => assert_eq!(i128::from(align), step, "{}", howto.name),
+                other => panic!("{}: {:?}", howto.name, other.map(|i| i.report)),
+            }
+        }
+        tried.push(howto.name);
+    }
+    println!("bounds tried: {}", tried.join(" "));
+    print("at their bounds", &counts);
+    // Those of the next two tests, and three of which the ends are gigabytes away from any slot: the field's own test has them.
+    let next = ["JUMP26", "CALL26", "GOT_LD_PREL19", "LD64_GOTOFF_LO15", "ADR_GOT_PAGE", "LD64_GOTPAGE_LO15", "PLT32"];
+    let more = ["GOTPCREL32", "TLSIE_ADR_GOTTPREL_PAGE21", "TLSIE_LD_GOTTPREL_PREL19"];
+    let plain: Vec<_> = elsewhere.iter().filter_map(|n| n.strip_prefix("R_AARCH64_")).collect();
+    assert_eq!(plain, [&next[..], &more].concat());
+}
+
+/// Branches reach 128 MiB (where a word of data is one, 2 GiB); beyond there are veneers, and none to odd places.
+#[test]
+fn branches_end_where_they_end() {
+    let lab = Lab::new(GCC, &["-fPIC"]);
+    let program = program(&lab, false, "-mcmodel=small");
+    let number = lab.assemble(NUMBER, &[]);
+    let template = lab.assemble(&FIELD.replace("SYMBOL", "number"), &[]);
+    let at = Where { bias: 0, image: 0x10_0000_0000 };
+    for kind in [JUMP26, CALL26, PLT32] {
+        let name = Aarch64.reloc_name(kind).expect("a row");
+        let (min, end, step) = aaelf_range(name).expect("it has bounds");
+        let link_to = |to: i128| {
+            let field = one_field(&template, kind, i64::try_from(to).expect("64 bits"));
+            lab.link_at(&program, &[field, number.clone()], at)
+        };
+        let place = |image: &Image| {
+            let text = image.report.placements.iter().find(|p| p.section == ".text").expect("placed");
+            at.image + text.offset + 8
+        };
+        let p = i128::from(place(&link_to(at.image.into()).unwrap_or_else(|e| panic!("{name}: {e}"))));
+        for (value, veneers) in [(min - step, 1), (min, 0), (end - step, 0), (end, 1)] {
+            let image = link_to(p + value).unwrap_or_else(|e| panic!("{name} {value:#x}: {e}"));
+            assert_eq!(image.report.veneers.len(), veneers, "{name} {value:#x}");
+            // The veneer's slot moves the code.
+            let from = place(&image);
+            assert!(veneers == 1 || i128::from(from) == p, "{name}: the field has moved");
+            let word = image.format.number(image.read(from, 4)) as u32;
+            let to = if kind == PLT32 { i64::from(word as i32) as u64 } else { signed(word, 25, 0) << 2 };
+            assert_eq!(i128::from(destination(&image, from.wrapping_add(to))), p + value, "{name} {value:#x}");
+        }
+        for odd in (1..4).filter(|_| step == 4) {
+            match link_to(p + odd) {
+                Err(LinkError::Misaligned { align: 4, symbol, .. }) => assert_eq!(symbol, "number"),
+                other => panic!("{name} {odd}: {:?}", other.map(|i| i.report)),
+            }
+        }
+    }
+}
+
+/// Literal loads reach slots within 1 MiB (of the code in front of them: none lie behind), and offsets in the GOT end at
+/// 32 KiB.
+#[test]
+fn slots_end_where_they_end() {
+    let lab = Lab::new(GCC, &["-fPIC"]);
+    let program = program(&lab, false, "-mcmodel=small");
+    const HEAD: &str =
+        ".globl target_new\n.type target_new, %function\ntarget_new: ret\n.size target_new, .-target_new\n";
+    for (load, name) in [
+        ("ldr x0, :got:counter", "R_AARCH64_GOT_LD_PREL19"),
+        ("ldr x0, :gottprel:tls_last", "R_AARCH64_TLSIE_LD_GOTTPREL_PREL19"),
+    ] {
+        let (min, end, step) = aaelf_range(name).expect("it has bounds");
+        // The load at this offset of a text that is as long, wherever the load is.
+        let linked = |at: u64| {
+            let text = format!("{HEAD}.space {}\n{load}\n.space {}\n", at - 4, 0x20_0000 - at - 4);
+            lab.link_at(&program, &[lab.assemble(&text, &[])], FIXED)
+        };
+        let image = linked(8).expect("near");
+        let text = image.report.placements.iter().find(|p| p.section == ".text").expect("placed").offset;
+        let slot = i128::from(image.report.got[0].offset) - i128::from(text);
+        // The slots lie before the code.
+        for (distance, fits) in [(min, true), (min - step, false)] {
+            match linked(u64::try_from(slot - distance).expect("the text is long enough")) {
+                Ok(image) => {
+                    assert!(fits, "{name} {distance:#x}");
+                    assert_eq!(i128::from(image.report.got[0].offset) - i128::from(text), slot, "it has moved");
+                }
+                Err(LinkError::Overflow { name: n, value, max, .. }) => {
+                    assert!(!fits, "{name} {distance:#x}");
+                    assert_eq!((n, value, max), (name, distance, end - 1));
+                }
+                Err(e) => panic!("{name} {distance:#x}: {e}"),
+            }
+        }
+    }
+    for name in ["R_AARCH64_LD64_GOTOFF_LO15", "R_AARCH64_LD64_GOTPAGE_LO15"] {
+        let (_, end, step) = aaelf_range(name).expect("it has bounds");
+        // Behind the slots of this many others.
+        let linked = |others: i128| {
+            let (mut text, mut numbers) = (String::from(HEAD), String::new());
+            for i in 0..others {
+                let _ = writeln!(text, ".reloc ., R_AARCH64_LD64_GOT_LO12_NC, s{i}\nldr x0, [x0]");
+                let _ = writeln!(numbers, ".globl s{i}\n.set s{i}, {i}");
+            }
+            let _ = writeln!(text, ".reloc ., {name}, counter\nldr x0, [x0]");
+            lab.link_at(&program, &[lab.assemble(&text, &[]), lab.assemble(&numbers, &[])], FIXED)
+        };
+        let fits = end / step - 1;
+        let image = linked(fits).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let offsets = image.report.got.iter().map(|s| s.offset);
+        let (first, last) = (offsets.clone().min().expect("slots"), offsets.max().expect("slots"));
+        assert_eq!((first & 0xfff, i128::from(last - first)), (0, end - step), "the GOT begins a page");
+        match linked(fits + 1).map(|i| i.report) {
+            Err(LinkError::Overflow { name: n, value, max, .. }) => assert_eq!((n, value, max), (name, end, end - 1)),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+/// Types without a row are refused under their psABI name.
+#[test]
+fn unknown_types_are_refused_by_name() {
+    let lab = Lab::new(GCC, &["-fPIC"]);
+    let program = program(&lab, false, "-mcmodel=small");
+    let number = lab.assemble(NUMBER, &[]);
+    let template = lab.assemble(&FIELD.replace("SYMBOL", "number"), &[]);
+    for kind in (0..1100).filter(|n| Aarch64.howto(*n).is_none()) {
+        let linked = lab.link_at(&program, &[one_field(&template, kind, 0), number.clone()], FIXED);
+        match linked.map(|i| i.report) {
+            Err(LinkError::UnsupportedRelocation { name, symbol, .. }) => {
+                let known = Aarch64.reloc_name(kind).map_or(format!("type {kind}"), str::to_owned);
+                assert_eq!((name, symbol.as_str()), (known, "number"));
+            }
+            other => panic!("type {kind}: {other:?}"),
+        }
+    }
 }

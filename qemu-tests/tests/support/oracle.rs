@@ -80,8 +80,13 @@ impl Lab {
     }
 
     pub fn object(&self, source: &str, flags: &[&str]) -> Vec<u8> {
-        let flags = [&["-c", "-w"], flags].concat();
-        self.shop.compile(self.tools.compiler, "patch.o", &[&fixture(source)], &flags)
+        self.object_by(&[self.tools.compiler], source, flags)
+    }
+
+    /// By another compiler than the program: its name, and what it always has to be told.
+    pub fn object_by(&self, compiler: &[&str], source: &str, flags: &[&str]) -> Vec<u8> {
+        let (name, own) = compiler.split_first().expect("a name");
+        self.shop.compile(name, "patch.o", &[&fixture(source)], &[own, &["-c", "-w"], flags].concat())
     }
 
     pub fn assemble(&self, text: &str, flags: &[&str]) -> Vec<u8> {
@@ -238,7 +243,9 @@ fn is_plain(s: &Section) -> bool {
 fn for_ld(object: &[u8], hints: &[u32]) -> Vec<u8> {
     let mut out = object.to_vec();
     let all = sections(object);
-    let mut names = vec![0u8];
+    let table = &all[names_index(object)];
+    // Behind the old ones: clang keeps the names of symbols in the same table.
+    let mut names = object[table.offset..table.offset + table.size].to_vec();
     for (i, s) in all.iter().enumerate().skip(1) {
         let at = names.len() as u64;
         let name = if is_plain(s) { format!(".t{i}") } else { s.name.clone() };
@@ -254,7 +261,6 @@ fn for_ld(object: &[u8], hints: &[u32]) -> Vec<u8> {
             super::clear_type(&mut out, r);
         }
     }
-    let table = &all[names_index(object)];
     let at = out.len() as u64;
     table.set(&mut out, super::SH_OFFSET, at);
     table.set(&mut out, super::SH_SIZE, names.len() as u64);
