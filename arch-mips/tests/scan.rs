@@ -197,26 +197,3 @@ fn capstone_sees_the_same_branches() {
         assert!(compared > 100_000, "{compared}");
     }
 }
-
-/// Speed, for people: `cargo test --release -- --ignored --nocapture speed`.
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    let data = std::fs::read("/usr/mips-linux-gnu/lib/libc.so.6").expect("a libc");
-    let file = object::File::parse(&*data).expect("an ELF file");
-    let text = file.section_by_name(".text").expect("code");
-    let (at, code) = (text.address(), text.data().expect("code"));
-    let got = file.section_by_name(".got").map(|s| (s.address(), s.data().expect("a GOT").to_vec())).expect("a GOT");
-    let word = |a: u64| Some(load(got.1.get((a.checked_sub(got.0)? as usize)..)?.get(..4)?, Endian::Big));
-    let constants = Constants { gp: Some(got.0 + 0x7ff0), word: &word };
-    let mut n = 0;
-    let mut once = || {
-        let start = std::time::Instant::now();
-        n = 0;
-        scan_branches(false, Endian::Big, code, at, at, at + code.len() as u64, &constants, &mut |_, _| n += 1);
-        start.elapsed()
-    };
-    // Others may use the processor, too.
-    let took = (0..100).map(|_| once()).min().expect("a hundred");
-    println!("{} KB, {n} hits, {took:?}: {:?} for 600 KB", code.len() >> 10, took * 600 * 1024 / code.len() as u32);
-}

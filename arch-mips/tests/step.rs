@@ -323,12 +323,3 @@ fn big_endian_64_bit_library() {
 fn little_endian_64_bit_library() {
     library("mips64el-linux-gnuabi64", 23);
 }
-
-/// Any files, every instruction: `STEP_FILES=a:b cargo test --release -- --ignored --nocapture files`.
-#[test]
-#[ignore = "for files of one's own"]
-fn files() {
-    for path in std::env::var("STEP_FILES").unwrap_or_default().split(':').filter(|p| !p.is_empty()) {
-        settle(path, &compare(&std::fs::read(path).expect(path), 1));
-    }
-}
