@@ -38,6 +38,14 @@ macro_rules! on {
                 through(GUEST, |lab| all_cases(lab, "-O2", STATIC));
             }
             #[test]
+            fn calls_that_wait_for_an_event() {
+                through(GUEST, |lab| calls_with_an_event(lab));
+            }
+            #[test]
+            fn calls_that_wait_for_a_time() {
+                through(GUEST, |lab| calls_with_a_timeout(lab));
+            }
+            #[test]
             fn threads_that_have_to_be_led_out() {
                 through(GUEST, |lab| threads(&lab(), 0, 2));
             }
@@ -50,31 +58,6 @@ macro_rules! on {
 }
 
 on!(mipsel mips mips64el aarch64);
-
-/// Not on AArch64: calls that end with EINTR at a stop can't be made again from what a stub shows (`docs/remote.md`).
-macro_rules! waiting {
-    ($($name:ident: $guest:literal;)*) => {
-        $(mod $name {
-            use super::*;
-            const GUEST: &str = $guest;
-
-            #[test]
-            fn calls_that_wait_for_an_event() {
-                through(GUEST, |lab| calls_with_an_event(lab));
-            }
-            #[test]
-            fn calls_that_wait_for_a_time() {
-                through(GUEST, |lab| calls_with_a_timeout(lab));
-            }
-        })*
-    };
-}
-
-waiting! {
-    waiting_mipsel: "mipsel";
-    waiting_mips: "mips";
-    waiting_mips64el: "mips64el";
-}
 
 /// On a line that nobody closes, a gdbserver goes on where the last client left it: waiting for an acknowledgement, or with the
 /// process in its hands.

@@ -156,6 +156,12 @@ impl Wait {
         self.call.may_be(ended) && switches(status).is_some_and(|n| n == self.switches.wrapping_add(stops))
     }
 
+    /// The call.
+    #[cfg(feature = "gdb-remote")]
+    pub(crate) fn call(&self) -> Call {
+        self.call
+    }
+
     /// The first argument.
     #[cfg(feature = "ptrace")]
     pub(crate) fn first(&self) -> u64 {

@@ -3,15 +3,16 @@
 //! Multiprocess thread ids are not asked for: without them `D` needs no process id, and a wrong one there ends some stubs.
 
 use super::connection::Connection;
-use super::control::attach;
 use super::description::{self, MAX_TEXT, Part};
 use super::error::{GdbError, show};
 use super::link::Address;
 use super::objects::{self, Region};
 use super::packet::{number, unescape};
 use super::reply::{self, Offers, Stop, StopReply};
+use crate::restart::Wait;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use tigerfix_core::arch::ElfIdent;
+use tigerfix_core::arch::{ElfIdent, LinuxAbi};
 use tigerfix_core::field::{Endian, load};
 use tigerfix_core::program::ident_of;
 
@@ -61,6 +62,12 @@ pub struct Stub {
     pub(super) stood: Duration,
     pub(super) since: Option<Instant>,
     auxv: Vec<u8>,
+    /// How system calls are made in the process that it attaches to, once looked for.
+    pub(super) abi: Option<Option<&'static LinuxAbi>>,
+    /// The threads, when they were listed last.
+    pub(super) threads: Vec<u64>,
+    /// What threads were seen to wait in before the last stop.
+    pub(super) waits: BTreeMap<u64, Wait>,
 }
 
 impl Stub {
@@ -82,11 +89,13 @@ impl Stub {
         }
         let packet = offers.packet_size.unwrap_or(PACKET.0).clamp(64, PACKET.1);
         let stop = match pid {
-            Some(pid) => {
+            Some(_) => {
                 if line.ask(b"!")? != b"OK" {
                     return Err(GdbError::Lacks { what: "attach to a process (no extended mode)".into() });
                 }
-                attach(&mut line, pid)?
+                // Not attached yet: it runs.
+                line.running = true;
+                Stop { signal: 0, thread: None }
             }
             None => {
                 let answer = line.ask(b"?")?;
@@ -116,9 +125,13 @@ impl Stub {
             binary: None,
             breakpoints: None,
             stood: Duration::ZERO,
-            since: Some(Instant::now()),
+            since: pid.is_none().then(Instant::now),
             auxv: Vec::new(),
+            abi: None,
+            threads: Vec::new(),
+            waits: BTreeMap::new(),
         };
+        stub.attach_again()?;
         stub.vcont = stub.line.ask(b"vCont?")?;
         stub.auxv = stub.object("auxv", "")?.unwrap_or_default();
         if !stub.auxv.is_empty() {
@@ -293,6 +306,7 @@ impl Stub {
             let current = self.ask("qC")?;
             out.push(current.strip_prefix(b"QC").and_then(reply::thread_id).or(self.stop.thread).unwrap_or(1));
         }
+        self.threads.clone_from(&out);
         Ok(out)
     }
 
