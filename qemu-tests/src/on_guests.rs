@@ -103,6 +103,23 @@ pub fn calls_with_a_timeout(lab: impl Fn() -> Lab) {
     );
 }
 
+/// Calls that differ in their first argument only are not taken for each other, however soon one follows the other.
+pub fn calls_in_a_loop(lab: &Lab, pause_us: u32, cycles: u32) {
+    let program = lab.program("waiting_loop_program.c", &["-O2"]);
+    let package = lab.package(&program, &lab.patch("a1_patch.c", &["-O2"]));
+    let mut victim = lab.start(&program, &[pause_us.to_string()]);
+    for _ in 0..cycles {
+        victim.fix(&package, &[]).done();
+        victim.settles("the new p", 2, |l| l.starts_with("p 2 "));
+        victim.revert(&[]).done();
+        victim.settles("the old p", 2, |l| l.starts_with("p 1 "));
+    }
+    let line = victim.line();
+    println!("{line}");
+    assert!(line.contains(" wrong 0 "), "a call was made again with another's argument: {line}");
+    victim.assert_free();
+}
+
 /// The page that victim and test share (`threads_program.c`).
 pub struct Shared {
     guest: Arc<Guest>,

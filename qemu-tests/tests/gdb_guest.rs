@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use qemu_tests::cases::{A1, Case};
-use qemu_tests::on_guests::{PIE, STATIC, all_cases, calls_with_a_timeout, calls_with_an_event, threads};
+use qemu_tests::on_guests::{PIE, STATIC, all_cases, calls_in_a_loop, calls_with_a_timeout, calls_with_an_event, threads};
 use qemu_tests::{DEADLINE, Guest, GuestGdbserver, Lab, tfix};
 use tigerfix::gdb::packet::{Decoder, Event, frame};
 
@@ -44,6 +44,10 @@ macro_rules! on {
             #[test]
             fn calls_that_wait_for_a_time() {
                 through(GUEST, |lab| calls_with_a_timeout(lab));
+            }
+            #[test]
+            fn calls_that_follow_each_other() {
+                through(GUEST, |lab| calls_in_a_loop(&lab(), 1000, 8));
             }
             #[test]
             fn threads_that_have_to_be_led_out() {
