@@ -72,6 +72,7 @@ pub fn calls_with_an_event(lab: impl Fn() -> Lab) {
             input("ppoll", 1),
             input("select", 1),
             input("epoll", 1),
+            input("epoll-thread", 1),
             input("semop", 0),
             input("msgrcv", 1),
             input("recv", 1),
