@@ -113,7 +113,8 @@ macro_rules! in_guests {
         $(mod $guest {
             use $crate::inside::{killed, lab, listed};
             use $crate::on_guests::{
-                PIE, STATIC, all_cases, calls_in_a_loop, calls_with_a_timeout, calls_with_an_event, threads,
+                PIE, STATIC, all_cases, call_of_another_thread, calls_in_a_loop, calls_with_a_timeout, calls_with_an_event,
+                threads,
             };
             const GUEST: &str = stringify!($guest);
 
@@ -136,6 +137,10 @@ macro_rules! in_guests {
             #[test]
             fn calls_that_wait_for_an_event() {
                 calls_with_an_event(|| lab(GUEST));
+            }
+            #[test]
+            fn calls_that_another_thread_waits_in() {
+                call_of_another_thread(&lab(GUEST));
             }
             #[test]
             fn calls_that_wait_for_a_time() {

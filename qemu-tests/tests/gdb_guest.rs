@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use qemu_tests::cases::{A1, Case};
-use qemu_tests::on_guests::{PIE, STATIC, all_cases, calls_in_a_loop, calls_with_a_timeout, calls_with_an_event, threads};
+use qemu_tests::on_guests::{
+    PIE, STATIC, all_cases, calls_in_a_loop, calls_with_a_timeout, calls_with_an_event, threads,
+};
 use qemu_tests::{DEADLINE, Guest, GuestGdbserver, Lab, tfix};
 use tigerfix::gdb::packet::{Decoder, Event, frame};
 

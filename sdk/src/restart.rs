@@ -211,12 +211,8 @@ mod tests {
     use tigerfix_core::arch::Arch as _;
 
     const LINE: &str = "22 0x3 0xffffd575aa68 0x1 0xffffffffffffffff 0x0 0x8 0xffffd575a9f0 0x441c74\n";
-    const CALL: Call = Call {
-        nr: 22,
-        args: [3, 0xffff_d575_aa68, 1, u64::MAX, 0, 8],
-        sp: 0xffff_d575_a9f0,
-        pc: 0x44_1c74,
-    };
+    const CALL: Call =
+        Call { nr: 22, args: [3, 0xffff_d575_aa68, 1, u64::MAX, 0, 8], sp: 0xffff_d575_a9f0, pc: 0x44_1c74 };
 
     fn layout() -> &'static RegisterLayout {
         Aarch64.registers()
@@ -290,9 +286,12 @@ mod tests {
         let regs = ended();
         let call = Call::ended(layout(), linux(), &regs, code).unwrap();
         assert!(CALL.may_be(&call) && call.args[0] != CALL.args[0]);
-        for (reg, value) in
-            [(layout().result, 0), (layout().result, -11i64 as u64), (layout().syscall_nr, 73), (layout().pc, CALL.pc + 4)]
-        {
+        for (reg, value) in [
+            (layout().result, 0),
+            (layout().result, -11i64 as u64),
+            (layout().syscall_nr, 73),
+            (layout().pc, CALL.pc + 4),
+        ] {
             let mut other = regs;
             other.set(reg, value);
             assert_eq!(Call::ended(layout(), linux(), &other, code), None);
@@ -342,7 +341,9 @@ mod tests {
     #[test]
     fn handlers_that_are_due() {
         let status = |pending, shared, blocked, caught| {
-            format!("SigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigCgt:\t{caught:016x}\n")
+            format!(
+                "SigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigCgt:\t{caught:016x}\n"
+            )
         };
         assert!(handler_is_due(&status(0x200, 0, 0, 0x200)) && handler_is_due(&status(0, 0x200, 1, 0x200)));
         for (p, s, b, c) in [(0, 0, 0, 0x200), (0x200, 0x200, 0x200, 0x200), (0x200, 0x200, 0, 0x100)] {

@@ -112,24 +112,6 @@ pub fn threads(text: &str) -> Option<Vec<(u64, String)>> {
     Some(out)
 }
 
-/// Ids of the threads of process `pid`, in a list of all threads of a system (GDB manual, "Operating System Information").
-#[must_use]
-pub fn process_threads(text: &str, pid: u64) -> Vec<u64> {
-    let mut out = Vec::new();
-    let (mut owner, mut tid) = (None, None);
-    for t in tags(text) {
-        let value = || t.text.trim().parse::<u64>().ok();
-        match t.attribute("name") {
-            _ if t.begins("item") => (owner, tid) = (None, None),
-            Some("pid") if t.begins("column") => owner = value(),
-            Some("tid") if t.begins("column") => tid = value(),
-            _ if t.name == "item" && owner == Some(pid) && out.len() < MAX_THREADS => out.extend(tid),
-            _ => {}
-        }
-    }
-    out
-}
-
 /// The libraries' paths, of either kind of list (GDB manual, "Library List Format", "Library List Format for SVR4 Targets").
 #[must_use]
 pub fn libraries(text: &str) -> Vec<String> {
@@ -191,20 +173,6 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_a_system() {
-        let item = |pid: &str, tid: &str| {
-            let columns = [("pid", pid), ("command", "a &lt;b"), ("tid", tid), ("core", "0")];
-            let columns = columns.map(|(name, value)| format!("<column name=\"{name}\">{value}</column>\n"));
-            format!("<item>\n{}</item>\n", columns.concat())
-        };
-        let text = [item("1", "1"), item("70", "70"), item("70", "72"), item("7", "7"), item("70", "x")].concat();
-        let text = format!("<?xml version=\"1.0\"?><osdata type=\"threads\">{text}</osdata>");
-        assert_eq!(process_threads(&text, 70), [70, 72]);
-        assert_eq!(process_threads(&text, 2), []);
-        assert_eq!(process_threads("<item><column name='tid'>1</column></item>", 0), []);
-    }
-
-    #[test]
     fn lists_of_libraries() {
         assert_eq!(libraries(SVR4), ["/lib/libc.so.6", "[x]"]);
         assert_eq!(libraries(PLAIN), ["/lib/b.so", "/c"]);
@@ -216,7 +184,7 @@ mod tests {
         for text in [MAP, THREADS, SVR4, PLAIN] {
             for i in 0..text.len() {
                 for part in [&text[..i], &text[i..]] {
-                    let _ = (threads(part), libraries(part), process_threads(part, 1));
+                    let _ = (threads(part), libraries(part));
                     assert!(memory_map(part).is_empty() || part.len() > text.len() / 2 && i < 200, "{part}");
                 }
             }

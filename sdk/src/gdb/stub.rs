@@ -10,7 +10,6 @@ use super::objects::{self, Region};
 use super::packet::{number, unescape};
 use super::reply::{self, Offers, Stop, StopReply};
 use crate::restart::Wait;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tigerfix_core::arch::{ElfIdent, LinuxAbi};
 use tigerfix_core::field::{Endian, load};
@@ -64,10 +63,8 @@ pub struct Stub {
     auxv: Vec<u8>,
     /// How system calls are made in the process that it attaches to, once looked for.
     pub(super) abi: Option<Option<&'static LinuxAbi>>,
-    /// The threads, when they were listed last.
-    pub(super) threads: Vec<u64>,
-    /// What threads were seen to wait in before the last stop.
-    pub(super) waits: BTreeMap<u64, Wait>,
+    /// What the main thread was seen to wait in before the last stop.
+    pub(super) wait: Option<Wait>,
 }
 
 impl Stub {
@@ -128,8 +125,7 @@ impl Stub {
             since: pid.is_none().then(Instant::now),
             auxv: Vec::new(),
             abi: None,
-            threads: Vec::new(),
-            waits: BTreeMap::new(),
+            wait: None,
         };
         stub.attach_again()?;
         stub.vcont = stub.line.ask(b"vCont?")?;
@@ -306,7 +302,6 @@ impl Stub {
             let current = self.ask("qC")?;
             out.push(current.strip_prefix(b"QC").and_then(reply::thread_id).or(self.stop.thread).unwrap_or(1));
         }
-        self.threads.clone_from(&out);
         Ok(out)
     }
 

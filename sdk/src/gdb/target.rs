@@ -137,7 +137,7 @@ impl GdbTarget {
     /// [`TargetError`]
     pub fn go(&mut self) -> Result<(), TargetError> {
         if !self.stub.line.running {
-            self.let_calls_go();
+            self.let_call_go();
         }
         self.forget();
         self.stub.go().map_err(|e| self.fault(e))
@@ -373,7 +373,7 @@ impl Drop for GdbTarget {
         // Errors have nobody to go to. The stub leaves the target when it is dropped itself.
         let _ = self.release();
         if !self.stub.line.running {
-            self.let_calls_go();
+            self.let_call_go();
         }
     }
 }

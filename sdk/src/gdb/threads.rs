@@ -73,7 +73,7 @@ impl GdbTarget {
             return Ok(());
         }
         if linux.taken_back.is_some() {
-            return self.take_calls_back(linux);
+            return self.take_call_back(linux);
         }
         if layout.restart_nr.is_none() {
             return Ok(());
@@ -177,7 +177,7 @@ impl Threads for GdbTarget {
         if self.stub.line.running || !self.stub.interruptible {
             return Ok(());
         }
-        self.let_calls_go();
+        self.let_call_go();
         self.forget();
         let gone = if self.stub.attached.is_some() { self.stub.detach() } else { self.stub.go() };
         gone.map_err(|e| self.fault(e))
