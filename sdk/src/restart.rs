@@ -76,6 +76,7 @@ impl Call {
     }
 
     /// The one that a thread with these registers makes next. `read` reads code.
+    #[cfg(any(feature = "ptrace", test))]
     pub(crate) fn next(
         layout: &RegisterLayout,
         linux: &LinuxAbi,

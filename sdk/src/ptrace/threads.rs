@@ -345,9 +345,7 @@ impl PtraceTarget {
         let left = self.left.remove(&tid);
         let task = self.tasks.get(&tid)?;
         let (wait, stops) = (task.wait, task.passed + 1);
-        if wait.or(left).is_none() {
-            return None;
-        }
+        wait.or(left)?;
         let ended = Call::ended(layout, linux, regs, |at, code| self.read_mem(at, code).is_ok())?;
         // Reading its registers has waited until it was off the processor.
         let status = self.task_text(tid, "status")?;
