@@ -6,9 +6,9 @@
 //!   ([`Wait`]). A wrong argument is worse than EINTR; hence a call is made again only if the thread was in that very wait
 //!   until it stopped. The kernel counts how often a thread went to sleep, and itself tells one sleep from another by that
 //!   (`kernel/sched/core.c`, wait_task_inactive). The count is read before the call, and must have gone up by the stop alone.
-//! * That leaves one gap: a thread that woke after the look, and was stopped while the kernel was just entering its next call,
-//!   too early to sleep in it, or leaving a signal handler, has the same count. It goes wrong only if that call has the same
-//!   number, place, stack and arguments but for the first, or was ended by that handler.
+//! * That leaves one gap: a thread that woke or was let go after the look, and was stopped while the kernel was just entering
+//!   another call, too early to sleep in it, or leaving a signal handler, has the same count. It goes wrong only if that call
+//!   has the same number, place, stack and arguments but for the first, or was ended by that handler.
 
 use tigerfix_core::arch::{LinuxAbi, RegisterLayout, Registers};
 
