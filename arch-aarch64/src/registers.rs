@@ -13,7 +13,8 @@
 //!     A thread that made another call meanwhile makes its own one anew, with all of the timeout.
 //!   - Calls that end with EINTR have x0 overwritten. What it was (`orig_x0`) is in no register set. While the thread waits,
 //!     `/proc/PID/task/TID/syscall` tells it; after the stop it does so while NT_ARM_SYSTEM_CALL holds a number that is not
-//!     negative, on kernels where syscall_get_arguments takes `orig_x0` (6.1.192 takes x0).
+//!     negative, on kernels where syscall_get_arguments takes `orig_x0` (6.1.192 takes x0), and of the last call of any kind:
+//!     `rt_sigreturn`, too.
 //! * x8 keeps the number of the system call, and stays what it was.
 //! * A failed system call is a negative errno in x0; there is no flag.
 //! * The thread pointer, TPIDR_EL0, is in a register set of its own (NT_ARM_TLS).

@@ -112,7 +112,10 @@ macro_rules! in_guests {
     ($($guest:ident)*) => {
         $(mod $guest {
             use $crate::inside::{killed, lab, listed};
-            use $crate::on_guests::{PIE, STATIC, all_cases, calls_with_a_timeout, calls_with_an_event, threads};
+            use $crate::on_guests::{
+                PIE, STATIC, all_cases, call_of_another_thread, calls_in_a_loop, calls_with_a_timeout, calls_with_an_event,
+                threads,
+            };
             const GUEST: &str = stringify!($guest);
 
             #[test]
@@ -136,8 +139,16 @@ macro_rules! in_guests {
                 calls_with_an_event(|| lab(GUEST));
             }
             #[test]
+            fn calls_that_another_thread_waits_in() {
+                call_of_another_thread(&lab(GUEST));
+            }
+            #[test]
             fn calls_that_wait_for_a_time() {
                 calls_with_a_timeout(|| lab(GUEST));
+            }
+            #[test]
+            fn calls_that_follow_each_other() {
+                calls_in_a_loop(&lab(GUEST), 1000, 20);
             }
             #[test]
             fn eight_busy_threads() {

@@ -83,6 +83,11 @@ pub fn calls_with_an_event(lab: impl Fn() -> Lab) {
     );
 }
 
+/// The same of a thread that is not the main one. Not for gdbserver, which itself lets such a thread go on with EINTR.
+pub fn call_of_another_thread(lab: &Lab) {
+    undisturbed(lab, "epoll-thread", "waiting", &End::Input, 1, 0);
+}
+
 /// Calls that wait for a time.
 pub fn calls_with_a_timeout(lab: impl Fn() -> Lab) {
     let etimedout = guest(&lab()).etimedout();
@@ -101,6 +106,23 @@ pub fn calls_with_a_timeout(lab: impl Fn() -> Lab) {
             time("recv-timed", -1, libc::EAGAIN),
         ],
     );
+}
+
+/// Calls that differ in their first argument only are not taken for each other, however soon one follows the other.
+pub fn calls_in_a_loop(lab: &Lab, pause_us: u32, cycles: u32) {
+    let program = lab.program("waiting_loop_program.c", &["-O2"]);
+    let package = lab.package(&program, &lab.patch("a1_patch.c", &["-O2"]));
+    let mut victim = lab.start(&program, &[pause_us.to_string()]);
+    for _ in 0..cycles {
+        victim.fix(&package, &[]).done();
+        victim.settles("the new p", 2, |l| l.starts_with("p 2 "));
+        victim.revert(&[]).done();
+        victim.settles("the old p", 2, |l| l.starts_with("p 1 "));
+    }
+    let line = victim.line();
+    println!("{line}");
+    assert!(line.contains(" wrong 0 "), "a call was made again with another's argument: {line}");
+    victim.assert_free();
 }
 
 /// The page that victim and test share (`threads_program.c`).

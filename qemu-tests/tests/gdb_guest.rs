@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use qemu_tests::cases::{A1, Case};
-use qemu_tests::on_guests::{PIE, STATIC, all_cases, calls_with_a_timeout, calls_with_an_event, threads};
+use qemu_tests::on_guests::{
+    PIE, STATIC, all_cases, calls_in_a_loop, calls_with_a_timeout, calls_with_an_event, threads,
+};
 use qemu_tests::{DEADLINE, Guest, GuestGdbserver, Lab, tfix};
 use tigerfix::gdb::packet::{Decoder, Event, frame};
 
@@ -38,6 +40,18 @@ macro_rules! on {
                 through(GUEST, |lab| all_cases(lab, "-O2", STATIC));
             }
             #[test]
+            fn calls_that_wait_for_an_event() {
+                through(GUEST, |lab| calls_with_an_event(lab));
+            }
+            #[test]
+            fn calls_that_wait_for_a_time() {
+                through(GUEST, |lab| calls_with_a_timeout(lab));
+            }
+            #[test]
+            fn calls_that_follow_each_other() {
+                through(GUEST, |lab| calls_in_a_loop(&lab(), 1000, 8));
+            }
+            #[test]
             fn threads_that_have_to_be_led_out() {
                 through(GUEST, |lab| threads(&lab(), 0, 2));
             }
@@ -50,31 +64,6 @@ macro_rules! on {
 }
 
 on!(mipsel mips mips64el aarch64);
-
-/// Not on AArch64: calls that end with EINTR at a stop can't be made again from what a stub shows (`docs/remote.md`).
-macro_rules! waiting {
-    ($($name:ident: $guest:literal;)*) => {
-        $(mod $name {
-            use super::*;
-            const GUEST: &str = $guest;
-
-            #[test]
-            fn calls_that_wait_for_an_event() {
-                through(GUEST, |lab| calls_with_an_event(lab));
-            }
-            #[test]
-            fn calls_that_wait_for_a_time() {
-                through(GUEST, |lab| calls_with_a_timeout(lab));
-            }
-        })*
-    };
-}
-
-waiting! {
-    waiting_mipsel: "mipsel";
-    waiting_mips: "mips";
-    waiting_mips64el: "mips64el";
-}
 
 /// On a line that nobody closes, a gdbserver goes on where the last client left it: waiting for an acknowledgement, or with the
 /// process in its hands.

@@ -118,11 +118,12 @@ impl Stub {
         Ok(())
     }
 
-    /// Attaches again to the process that was left.
+    /// Attaches to the process, for the first time or again after it was left.
     pub(super) fn attach_again(&mut self) -> Result<(), GdbError> {
         if let Some(pid) = self.attached
             && self.line.running
         {
+            self.look();
             self.stop = attach(&mut self.line, pid)?;
             self.stands();
         }
@@ -143,7 +144,7 @@ impl Drop for Stub {
     }
 }
 
-pub(super) fn attach(line: &mut Connection, pid: u64) -> Result<Stop, GdbError> {
+fn attach(line: &mut Connection, pid: u64) -> Result<Stop, GdbError> {
     let what = format!("vAttach;{pid:x}");
     line.send(what.as_bytes())?;
     match line.stopped(what.as_bytes(), Instant::now() + STOP)? {

@@ -31,6 +31,17 @@ impl Stub {
 
     /// A whole file, or `len` bytes of it from `offset` on. `None`: there is no such file, or no host I/O.
     pub(super) fn file(&mut self, path: &str, offset: u64, len: usize) -> Result<Option<Vec<u8>>, GdbError> {
+        self.file_by(path, offset, len, false)
+    }
+
+    /// A text in /proc, mostly in one piece: the kernel gives as much as there is room for, so that less is the end.
+    pub(super) fn short_file(&mut self, path: &str) -> Result<Option<String>, GdbError> {
+        const MOST: usize = 1 << 14;
+        let bytes = self.file_by(path, 0, MOST, true)?;
+        Ok(bytes.map(|b| String::from_utf8_lossy(&b).into_owned()))
+    }
+
+    fn file_by(&mut self, path: &str, offset: u64, len: usize, short: bool) -> Result<Option<Vec<u8>>, GdbError> {
         let open = format!("vFile:open:{},0,0", to_hex(path.as_bytes()));
         let Some((Ok(fd), _)) = self.file_request(&open)? else { return Ok(None) };
         let mut out = Vec::new();
@@ -41,7 +52,13 @@ impl Stub {
             let read = format!("vFile:pread:{fd:x},{n:x},{:x}", offset + out.len() as u64);
             match self.file_request(&read)? {
                 Some((Ok(0), _)) => break,
-                Some((Ok(_), data)) if !data.is_empty() && data.len() <= n => out.extend(data),
+                Some((Ok(_), data)) if !data.is_empty() && data.len() <= n => {
+                    let last = short && data.len() < n;
+                    out.extend(data);
+                    if last {
+                        break;
+                    }
+                }
                 _ => {
                     failed = true;
                     break;

@@ -28,6 +28,7 @@ pub mod reply;
 mod stub;
 mod target;
 mod threads;
+mod waits;
 mod write;
 mod xml;
 

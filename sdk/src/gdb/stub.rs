@@ -3,15 +3,15 @@
 //! Multiprocess thread ids are not asked for: without them `D` needs no process id, and a wrong one there ends some stubs.
 
 use super::connection::Connection;
-use super::control::attach;
 use super::description::{self, MAX_TEXT, Part};
 use super::error::{GdbError, show};
 use super::link::Address;
 use super::objects::{self, Region};
 use super::packet::{number, unescape};
 use super::reply::{self, Offers, Stop, StopReply};
+use crate::restart::Wait;
 use std::time::{Duration, Instant};
-use tigerfix_core::arch::ElfIdent;
+use tigerfix_core::arch::{ElfIdent, LinuxAbi};
 use tigerfix_core::field::{Endian, load};
 use tigerfix_core::program::ident_of;
 
@@ -61,6 +61,10 @@ pub struct Stub {
     pub(super) stood: Duration,
     pub(super) since: Option<Instant>,
     auxv: Vec<u8>,
+    /// How system calls are made in the process that it attaches to, once looked for.
+    pub(super) abi: Option<Option<&'static LinuxAbi>>,
+    /// What the main thread was seen to wait in before the last stop.
+    pub(super) wait: Option<Wait>,
 }
 
 impl Stub {
@@ -82,11 +86,13 @@ impl Stub {
         }
         let packet = offers.packet_size.unwrap_or(PACKET.0).clamp(64, PACKET.1);
         let stop = match pid {
-            Some(pid) => {
+            Some(_) => {
                 if line.ask(b"!")? != b"OK" {
                     return Err(GdbError::Lacks { what: "attach to a process (no extended mode)".into() });
                 }
-                attach(&mut line, pid)?
+                // Not attached yet: it runs.
+                line.running = true;
+                Stop { signal: 0, thread: None }
             }
             None => {
                 let answer = line.ask(b"?")?;
@@ -116,9 +122,12 @@ impl Stub {
             binary: None,
             breakpoints: None,
             stood: Duration::ZERO,
-            since: Some(Instant::now()),
+            since: pid.is_none().then(Instant::now),
             auxv: Vec::new(),
+            abi: None,
+            wait: None,
         };
+        stub.attach_again()?;
         stub.vcont = stub.line.ask(b"vCont?")?;
         stub.auxv = stub.object("auxv", "")?.unwrap_or_default();
         if !stub.auxv.is_empty() {

@@ -5,6 +5,7 @@ use super::error::GdbError;
 use super::objects::{Region, end_of_ram, unwritable};
 use super::registers::Map;
 use super::stub::{Kind, Stub};
+use super::waits::Waiting;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tigerfix_core::addr::{Bias, RunAddr};
@@ -41,6 +42,7 @@ pub struct GdbTarget {
     pub(super) settled: bool,
     /// What was found out of threads' control blocks.
     pub(super) blocks: HashMap<u64, RunAddr>,
+    pub(super) waiting: Waiting,
     pid: Option<u64>,
 }
 
@@ -103,6 +105,7 @@ impl GdbTarget {
             maps: None,
             settled: false,
             blocks: HashMap::new(),
+            waiting: Waiting::default(),
             pid,
         };
         target.past_the_loader()?;
@@ -133,6 +136,9 @@ impl GdbTarget {
     /// # Errors
     /// [`TargetError`]
     pub fn go(&mut self) -> Result<(), TargetError> {
+        if !self.stub.line.running {
+            self.let_call_go();
+        }
         self.forget();
         self.stub.go().map_err(|e| self.fault(e))
     }
@@ -366,5 +372,8 @@ impl Drop for GdbTarget {
     fn drop(&mut self) {
         // Errors have nobody to go to. The stub leaves the target when it is dropped itself.
         let _ = self.release();
+        if !self.stub.line.running {
+            self.let_call_go();
+        }
     }
 }

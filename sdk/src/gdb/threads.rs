@@ -69,7 +69,13 @@ impl GdbTarget {
         let layout = self.arch.registers();
         let (Some(linux), false) = (self.arch.linux(), self.settled) else { return Ok(()) };
         self.settled = true;
-        if self.stub.kind != Kind::Process || layout.restart_nr.is_none() {
+        if self.stub.kind != Kind::Process {
+            return Ok(());
+        }
+        if linux.taken_back.is_some() {
+            return self.take_call_back(linux);
+        }
+        if layout.restart_nr.is_none() {
             return Ok(());
         }
         for thread in self.stub.thread_ids().map_err(|e| self.fault(e))? {
@@ -171,6 +177,7 @@ impl Threads for GdbTarget {
         if self.stub.line.running || !self.stub.interruptible {
             return Ok(());
         }
+        self.let_call_go();
         self.forget();
         let gone = if self.stub.attached.is_some() { self.stub.detach() } else { self.stub.go() };
         gone.map_err(|e| self.fault(e))

@@ -44,8 +44,8 @@ pub struct PtraceTarget {
     /// Is the process our own child? Then its end is reported once only, and the report is not ours to take.
     own_child: bool,
     tasks: BTreeMap<i32, threads::Task>,
-    /// Registers with which threads were let go, where the kernel does not tell which call a thread was in.
-    left: BTreeMap<i32, tigerfix_core::arch::Registers>,
+    /// Calls that threads were let go to make, where the kernel does not tell which call a thread was in.
+    left: BTreeMap<i32, crate::restart::Wait>,
     held: Option<calls::Held>,
     code: Option<calls::Code>,
     stop_deadline: Duration,

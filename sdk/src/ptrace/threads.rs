@@ -12,16 +12,16 @@
 //!   calls and library functions by stop signals"): their result is changed to ERESTARTNOHAND, which makes the kernel do
 //!   the same with them, and still gives EINTR if a handler is to run (arch/x86/kernel/signal.c,
 //!   arch_do_signal_or_restart; arch/mips/kernel/signal.c, do_signal). Where the kernel takes calls back before a tracer sees
-//!   the thread ([`LinuxAbi::taken_back`]), the same is done by hand to those that have ended with EINTR, and undone if a
-//!   handler is to run.
+//!   the thread ([`LinuxAbi::taken_back`]), the same is done by hand to those that have ended with EINTR, if it is certain
+//!   which they were ([`crate::restart`]), and undone if a handler is to run.
 
 use super::{PtraceTarget, Status, gone, proc_error, process, sys, system, unsuitable};
-use crate::restart::restarted;
+use crate::restart::{Call, Wait, given_up, handler_is_due, restarted};
 use nix::errno::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 use sys::{Event, Go};
-use tigerfix_core::arch::{Arch, LinuxAbi, Reg, RegisterLayout, Registers};
+use tigerfix_core::arch::{Arch, LinuxAbi, RegisterLayout, Registers};
 use tigerfix_core::field::{load, store};
 use tigerfix_core::target::{TargetError, ThreadId, Threads};
 
@@ -42,29 +42,11 @@ pub(super) struct Task {
     /// As read at the stop, the interrupted call put in order.
     pub(super) regs: Registers,
     /// The call that it was waiting in when it was asked to stop, where the kernel won't tell later.
-    call: Option<WaitingCall>,
+    wait: Option<Wait>,
+    /// How often it has stood for something else since.
+    passed: u64,
     /// Its call had ended with EINTR, and was taken back by us.
     taken_back: bool,
-}
-
-/// What /proc/PID/task/TID/syscall says of a thread that waits in a system call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct WaitingCall {
-    nr: u64,
-    /// The first argument.
-    first: u64,
-    sp: u64,
-    pc: u64,
-}
-
-impl WaitingCall {
-    /// `NR 0xARG (six of them) 0xSP 0xPC`; outside of calls NR is -1 and there are no arguments (fs/proc/base.c,
-    /// proc_pid_syscall).
-    fn parse(text: &str) -> Option<WaitingCall> {
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let hex = |i: usize| u64::from_str_radix(words.get(i)?.strip_prefix("0x")?, 16).ok();
-        Some(WaitingCall { nr: words.first()?.parse().ok()?, first: hex(1)?, sp: hex(7)?, pc: hex(8)? })
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,10 +175,15 @@ impl PtraceTarget {
         let busy = self.tasks.len() > MANY || !self.sleeps(tid);
         match sys::seize(tid, sys::OPTIONS) {
             Ok(()) => {
-                self.tasks.insert(
-                    tid,
-                    Task { phase: Phase::Seized, busy, regs: Registers::ZERO, call: None, taken_back: false },
-                );
+                let task = Task {
+                    phase: Phase::Seized,
+                    busy,
+                    regs: Registers::ZERO,
+                    wait: None,
+                    passed: 0,
+                    taken_back: false,
+                };
+                self.tasks.insert(tid, task);
                 Ok(true)
             }
             Err(Errno::ESRCH) => Ok(false),
@@ -229,21 +216,23 @@ impl PtraceTarget {
         if self.tasks.get(&tid).is_none_or(|t| t.phase != Phase::Seized) {
             return;
         }
-        let call = if self.forgetful() { self.waiting_call(tid) } else { None };
+        // At the last moment: what it does afterwards is not seen.
+        let wait = self.forgetful().and_then(|l| Wait::look(l, |file| self.task_text(tid, file)));
         if let Some(t) = self.tasks.get_mut(&tid) {
             let _ = sys::interrupt(tid);
             t.phase = Phase::Asked;
-            t.call = call;
+            t.wait = wait;
+            t.passed = 0;
         }
     }
 
-    /// Does the kernel not tell a tracer which call a thread was in?
-    fn forgetful(&self) -> bool {
-        self.arch.linux().is_some_and(|l| l.taken_back.is_some())
+    /// The ABI, if the kernel does not tell a tracer which call a thread was in.
+    fn forgetful(&self) -> Option<&'static LinuxAbi> {
+        self.arch.linux().filter(|l| l.taken_back.is_some())
     }
 
-    fn waiting_call(&self, tid: i32) -> Option<WaitingCall> {
-        WaitingCall::parse(&std::fs::read_to_string(self.task_file(tid, "syscall")).ok()?)
+    fn task_text(&self, tid: i32, file: &str) -> Option<String> {
+        std::fs::read_to_string(self.task_file(tid, file)).ok()
     }
 
     /// Forgets a thread that has ended.
@@ -312,7 +301,10 @@ impl PtraceTarget {
     /// Lets a thread run on towards the stop that it was asked for. Asks again, since any other stop takes the request with it
     /// (kernel/signal.c, ptrace_stop), but for one that is made during that stop. If the thread was killed meanwhile, that
     /// shows next.
-    fn carry_on(&self, tid: i32, sig: i32) {
+    fn carry_on(&mut self, tid: i32, sig: i32) {
+        if let Some(t) = self.tasks.get_mut(&tid) {
+            t.passed += 1;
+        }
         let _ = sys::interrupt(tid);
         let _ = sys::go(tid, Go::On, sig);
     }
@@ -347,62 +339,47 @@ impl PtraceTarget {
     }
 
     /// Where the kernel takes calls back itself, but not those that end with EINTR: the registers that make such a call again,
-    /// if it may be. The result has overwritten the first argument: it is what it was before the stop was asked for, or when
-    /// we let the thread go. If neither is known, some kernels tell it while the thread is said to be in a call, others have
-    /// nothing but the result by then, and the call stays ended.
-    fn take_back(&self, tid: i32, linux: &LinuxAbi, regs: &Registers) -> Option<Registers> {
-        const NO_CALL: i32 = -1;
+    /// if it may be, and is certain to be the one that the thread was seen in, or was let go a moment ago to make.
+    fn take_back(&mut self, tid: i32, linux: &LinuxAbi, regs: &Registers) -> Option<Registers> {
         let (layout, note) = (self.layout(), linux.taken_back? as usize);
-        let result = linux.eintr.wrapping_neg();
-        let nr = regs.get(layout.syscall_nr);
-        let insn = regs.get(layout.pc).wrapping_sub(linux.syscall_insn.len() as u64);
-        let mut code = vec![0; linux.syscall_insn.len()];
-        let ended = regs.get(layout.result) == result
-            && linux.restart_after_eintr.contains(&nr)
-            && self.read_mem(insn, &mut code).is_ok()
-            && code == linux.syscall_insn;
-        if !ended {
-            return None;
-        }
-        let task = self.tasks.get(&tid);
-        let (first, others) = layout.syscall_args.split_first()?;
-        let same = |c: &WaitingCall| (c.nr, c.sp, c.pc) == (nr, regs.get(layout.sp), regs.get(layout.pc));
-        let waited = || task.and_then(|t| t.call).filter(same).map(|c| c.first);
-        // It may have been let go a moment ago, to make just this call.
-        let again = |r: &&Registers| {
-            let alike = |reg: Reg| r.get(reg) == regs.get(reg);
-            r.get(layout.pc) == insn
-                && alike(layout.syscall_nr)
-                && alike(layout.sp)
-                && others.iter().all(|reg| alike(*reg))
-        };
-        let left = || task.map(|t| &t.regs).into_iter().chain(self.left.get(&tid)).find(again).map(|r| r.get(*first));
-        let told = || {
-            sys::set_regset(tid, note, &(nr as i32).to_ne_bytes()).ok()?;
-            let call = self.waiting_call(tid);
-            let _ = sys::set_regset(tid, note, &NO_CALL.to_ne_bytes());
-            call.filter(|c| same(c) && c.first != result).map(|c| c.first)
-        };
-        let argument = waited().or_else(left).or_else(told)?;
-        let mut regs = *regs;
-        regs.set(*first, argument);
-        regs.set(layout.pc, insn);
-        Some(regs)
+        let left = self.left.remove(&tid);
+        let task = self.tasks.get(&tid)?;
+        let (wait, stops) = (task.wait, task.passed + 1);
+        wait.or(left)?;
+        let ended = Call::ended(layout, linux, regs, |at, code| self.read_mem(at, code).is_ok())?;
+        // Reading its registers has waited until it was off the processor.
+        let status = self.task_text(tid, "status")?;
+        let wait = [wait, left].into_iter().flatten().find(|w| w.was(&ended, &status, stops))?;
+        let told = self.told(tid, linux, note, &ended, regs);
+        told.is_none_or(|first| first == wait.first()).then(|| wait.taken_back(layout, linux, regs))
     }
 
-    /// Before a thread goes on: a call that we took back ends with EINTR after all if a handler is to run, since that is
-    /// what the program waits for.
-    fn heed_signals(&mut self, tid: i32) {
-        let (layout, Some(linux)) = (self.layout(), self.arch.linux()) else { return };
-        if !self.tasks.get(&tid).is_some_and(|t| t.taken_back) {
-            return;
-        }
-        let Some(status) = self.task_status(tid) else { return };
-        let pending = (status.mask("SigPnd") | status.mask("ShdPnd")) & !status.mask("SigBlk") & status.mask("SigCgt");
-        if let (Some(t), true) = (self.tasks.get_mut(&tid), pending != 0) {
+    /// The first argument of a call that has ended, by the kernel. Only some tell, and only while the thread is said to be in the
+    /// call; the others give the result.
+    fn told(&self, tid: i32, linux: &LinuxAbi, note: usize, ended: &Call, regs: &Registers) -> Option<u64> {
+        const NO_CALL: i32 = -1;
+        let nr = regs.get(self.layout().syscall_nr) as i32;
+        sys::set_regset(tid, note, &nr.to_ne_bytes()).ok()?;
+        let text = self.task_text(tid, "syscall");
+        let _ = sys::set_regset(tid, note, &NO_CALL.to_ne_bytes());
+        ended.first_by(linux, &text?)
+    }
+
+    /// Before a thread goes on. A call that we took back ends with EINTR after all if a handler is to run, since that is what
+    /// the program waits for. A call that the thread makes now may be ended by our next stop, before anybody could see it
+    /// wait.
+    fn remember(&mut self, tid: i32) {
+        let (layout, Some(linux)) = (self.layout(), self.forgetful()) else { return };
+        self.left.remove(&tid);
+        let Some(t) = self.tasks.get(&tid).filter(|t| t.phase == Phase::Stopped) else { return };
+        let (regs, taken_back) = (t.regs, t.taken_back);
+        let next = Call::next(layout, linux, &regs, |at, code| self.read_mem(at, code).is_ok());
+        let Some((call, status)) = next.and_then(|call| Some((call, self.task_text(tid, "status")?))) else { return };
+        if !taken_back || !handler_is_due(&status) {
+            self.left.extend(Wait::ahead(call, &status).map(|wait| (tid, wait)));
+        } else if let Some(t) = self.tasks.get_mut(&tid) {
             t.taken_back = false;
-            t.regs.set(layout.result, linux.eintr.wrapping_neg());
-            t.regs.set(layout.pc, t.regs.get(layout.pc) + linux.syscall_insn.len() as u64);
+            t.regs = given_up(layout, linux, &regs);
             // Killed meanwhile, if that fails.
             let _ = write_registers(self.arch, tid, &t.regs);
         }
@@ -411,10 +388,7 @@ impl PtraceTarget {
     /// Detaches a stopped thread, which then goes on. Only SIGKILL takes a thread out of its stop otherwise: its end has to be
     /// waited for then, since nobody learns of the end of a process before its tracer has taken that of all threads.
     pub(super) fn let_go(&mut self, tid: i32) {
-        self.heed_signals(tid);
-        if let (Some(t), true) = (self.tasks.get(&tid), self.forgetful()) {
-            self.left.insert(tid, t.regs);
-        }
+        self.remember(tid);
         let mut patience = Patience::until(Instant::now() + LAST_CHANCE);
         while sys::detach(tid).is_err() {
             match self.next_event(tid, &mut patience, "end") {
@@ -606,7 +580,7 @@ impl Threads for PtraceTarget {
         for tid in threads.iter().map(|t| t.0 as i32) {
             let held = self.held_thread() == Some(tid);
             if !held {
-                self.heed_signals(tid);
+                self.remember(tid);
             }
             if let Some(t) = self.tasks.get_mut(&tid)
                 && t.phase == Phase::Stopped
@@ -643,20 +617,5 @@ impl Threads for PtraceTarget {
 
     fn thread_name(&mut self, thread: ThreadId) -> String {
         std::fs::read_to_string(self.task_file(thread.0 as i32, "comm")).unwrap_or_default().trim_end().to_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::WaitingCall;
-
-    #[test]
-    fn what_the_kernel_says_of_a_call() {
-        let call = WaitingCall { nr: 22, first: 3, sp: 0xffff_d575_a9f0, pc: 0x44_1c74 };
-        let text = "22 0x3 0xffffd575aa68 0x1 0xffffffffffffffff 0x0 0x8 0xffffd575a9f0 0x441c74\n";
-        assert_eq!(WaitingCall::parse(text), Some(call));
-        for none in ["running\n", "-1 0xffffd575a9f0 0x441c74\n", "", "22 0x3\n", "22 3 4 5 6 7 8 9 10\n"] {
-            assert_eq!(WaitingCall::parse(none), None, "{none}");
-        }
     }
 }
