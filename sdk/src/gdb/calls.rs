@@ -154,8 +154,13 @@ impl GdbTarget {
         let (base, mut regs) = (held.base, held.regs);
         let insn = linux.syscall_insn.len() as u64;
         let room = insn + self.arch.breakpoint().len() as u64;
-        let Some(&call) = self.code.iter().find(|c| **c + room <= avoid.0 || **c >= avoid.1) else {
-            let why = "has all its system call instructions on the page that is to be changed";
+        // Where the kernel has taken the thread's call back, one at that very place would become the rest of the thread's own,
+        // whatever it is meant to be.
+        let own = linux.taken_back.map(|_| held.regs.get(layout.pc));
+        let apart = |c: &&u64| (**c + room <= avoid.0 || **c >= avoid.1) && Some(**c) != own;
+        let Some(&call) = self.code.iter().find(apart) else {
+            let why = "has no system call instruction that could be used, but on the page that is to be changed or where the \
+                       thread waits";
             return Err(unsuitable("no-syscall-instruction", &self.stub.name, why));
         };
         if let Some((index, bytes)) = scratch {
