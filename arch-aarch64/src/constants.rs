@@ -66,6 +66,8 @@ fn sum(word: u32) -> Option<(u32, u32, Option<u32>, u8)> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tracker {
     values: [Option<u64>; 31],
+    /// Registers, as bits, whose values come from the code above, though control does not.
+    unsure: u32,
     /// The register that an entry of a table was loaded into last, and that with the place that such an entry leads to.
     entry: Option<(u32, JumpTable)>,
     place: Option<(u32, JumpTable)>,
@@ -82,6 +84,18 @@ impl Tracker {
     #[must_use]
     pub fn value(&self, register: u32) -> Option<u64> {
         self.values.get(register as usize).copied().flatten()
+    }
+
+    /// The same, if control is known to come from where it was set.
+    #[must_use]
+    pub fn certain(&self, register: u32) -> Option<u64> {
+        self.value(register).filter(|_| self.unsure >> (register & 31) & 1 == 0)
+    }
+
+    /// Goes on where control does not come from above, but from places that are not known. Addresses that are built here from
+    /// parts that were set above are worth to be known, but not to be counted on.
+    pub fn unreached(&mut self) {
+        self.unsure = u32::MAX;
     }
 
     /// The table that the place in a register was taken from.
@@ -115,7 +129,10 @@ impl Tracker {
     /// An `adrp` alone refers to nothing; a load from the global offset table refers to what is in there, if that is known.
     pub fn step(&mut self, word: u32, at: u64, constants: &Constants<'_>) -> Option<u64> {
         let (d, n) = (word & 31, word >> 5 & 31);
+        let unsure = |register: u32| self.unsure >> register & 1;
         let mut result = None;
+        // Does the result depend on a value that is not certain?
+        let mut taint = 0;
         let refers = if let Some((_, page)) = page(word, at) {
             result = Some((d, page));
             None
@@ -131,10 +148,12 @@ impl Tracker {
             // ldr of 64 bits; the dynamic loader has yet to fill in what is 0
             let slot = if word >> 22 == 0x3e5 { (constants.word)(to).filter(|w| *w != 0) } else { None };
             result = if is_add(word) { Some((d, to)) } else { slot.map(|w| (d, w)) };
+            taint = unsure(n);
             Some(slot.unwrap_or(to))
         } else if word & 0xffe0_ffe0 == 0xaa00_03e0 {
             // mov between registers
             result = self.value(word >> 16 & 31).map(|v| (d, v));
+            taint = unsure(word >> 16 & 31);
             None
         } else if word >> 23 & 0x1ff == 0x1a5 || word >> 23 & 0x1ff == 0x1e5 {
             // movz, movk
@@ -144,6 +163,7 @@ impl Tracker {
                 2 => Some(part),
                 _ => self.value(d).map(|v| v & !(0xffff << shift) | part),
             };
+            taint = if word >> 29 & 3 == 2 { 0 } else { unsure(d) };
             result = whole.map(|v| (d, v));
             // The last part of an address is its upper one.
             whole.filter(|_| word >> 29 & 3 == 3 && shift != 0)
@@ -160,8 +180,10 @@ impl Tracker {
                 *value = None;
             }
         }
+        self.unsure &= !(writes as u32);
         if let Some((register, value)) = result {
             self.set(register, Some(value));
+            self.unsure = self.unsure & !(1 << register) | taint << register;
         }
         refers
     }
@@ -187,6 +209,7 @@ impl Tracker {
                 *mine = None;
             }
         }
+        self.unsure |= other.unsure;
         self.entry = self.entry.filter(|e| other.entry == Some(*e));
         self.place = self.place.filter(|p| other.place == Some(*p));
     }
@@ -293,6 +316,29 @@ mod tests {
         for word in [0x3821_4841, 0xf8a1_4841] {
             assert_eq!(table(&[word], 1), None, "{word:x}");
         }
+    }
+
+    #[test]
+    fn what_comes_from_above_without_control_is_not_certain() {
+        let mut tracker = Tracker::default();
+        tracker.step(0xb000_0001, 0x40_1000, &Constants::NONE); // adrp x1
+        assert_eq!(tracker.certain(1), Some(0x40_2000));
+        tracker.unreached();
+        assert_eq!((tracker.value(1), tracker.certain(1)), (Some(0x40_2000), None));
+        // add x2, x1, #0x20; mov x3, x2: still of use, still not certain
+        assert_eq!(tracker.step(0x9100_8022, 0x40_1004, &Constants::NONE), Some(0x40_2020));
+        tracker.step(0xaa02_03e3, 0x40_1008, &Constants::NONE);
+        assert_eq!((tracker.value(3), tracker.certain(3)), (Some(0x40_2020), None));
+        // adrp x1; add x2, x1, #0x20: all here
+        tracker.step(0xb000_0001, 0x40_100c, &Constants::NONE);
+        tracker.step(0x9100_8022, 0x40_1010, &Constants::NONE);
+        assert_eq!((tracker.certain(2), tracker.certain(3)), (Some(0x40_2020), None));
+        let mut joined = Tracker::default();
+        joined.step(0xb000_0001, 0x40_100c, &Constants::NONE);
+        joined.step(0x9100_8022, 0x40_1010, &Constants::NONE);
+        joined.step(0xaa02_03e3, 0x40_1008, &Constants::NONE);
+        joined.join(&tracker, true);
+        assert_eq!((joined.certain(2), joined.value(3), joined.certain(3)), (Some(0x40_2020), Some(0x40_2020), None));
     }
 
     #[test]

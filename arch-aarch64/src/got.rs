@@ -15,16 +15,17 @@ use tigerfix_core::arch::{GotBuilder, Veneer};
 /// Size of the thread control block: two words.
 const TCB: u64 = 16;
 
-/// No `bti` in front: a veneer is reached by direct branches only, for which no landing pad is asked. What it leads to has to
-/// have one if it lies in a guarded page, even though `br x16` is content with that of a function (`bti c`); functions that
-/// other modules call have one, and functions of the program itself are close enough to be called directly.
+/// The pad in front is for tables of distances to functions (R_AARCH64_PLT32 in data), through which code branches
+/// indirectly. What a veneer leads to has to have one as well if it lies in a guarded page, even though `br x16` is content with
+/// that of a function (`bti c`); functions that other modules call have one.
 static VENEER: Veneer = Veneer {
     code: &[
+        0x5f, 0x24, 0x03, 0xd5, // bti c
         0x10, 0x00, 0x00, 0x90, // adrp x16, page of the slot
         0x10, 0x02, 0x40, 0xf9, // ldr x16, [x16, offset in the page]
         0x00, 0x02, 0x1f, 0xd6, // br x16
     ],
-    relocs: &[(0, ADR_GOT_PAGE, 0), (4, LD64_GOT_LO12_NC, 0)],
+    relocs: &[(4, ADR_GOT_PAGE, 0), (8, LD64_GOT_LO12_NC, 0)],
 };
 
 impl GotBuilder for Aarch64 {
@@ -54,7 +55,7 @@ mod tests {
     #[test]
     fn veneer_jumps_through_its_slot() {
         let text = crate::trampoline::tests::text(VENEER.code, 0x1000);
-        assert_eq!(text, "adrp x16, #0x1000; ldr x16, [x16]; br x16");
+        assert_eq!(text, "bti c; adrp x16, #0x1000; ldr x16, [x16]; br x16");
         for (at, r_type, _) in VENEER.relocs {
             let howto = Aarch64.howto(*r_type).unwrap();
             assert!(usize::from(at + howto.field.bytes) <= VENEER.code.len());

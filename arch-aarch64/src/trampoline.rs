@@ -48,6 +48,9 @@ const BTI_JC: u32 = 0xd503_24df;
 const PACIASP: u32 = 0xd503_233f;
 /// `pacibsp`
 const PACIBSP: u32 = 0xd503_237f;
+/// With FEAT_PAuth_LR.
+const PACIASPPC: u32 = 0xdac1_a3fe;
+const PACIBSPPC: u32 = 0xdac1_a7fe;
 /// `nop`: of all hints this one alone does nothing on every processor.
 const NOP: u32 = 0xd503_201f;
 /// `brk #1`, with which LLVM's linker fills gaps.
@@ -181,9 +184,14 @@ impl TrampolineEncoder for Aarch64 {
         if matches!(first(entry), Some(BTI_C | BTI_J | BTI_JC)) { WORD } else { 0 }
     }
 
+    /// What signs the return address is a pad as well ("PSTATE.BTYPE": PACIASP and its like are implicit `bti c`).
+    fn takes_indirect(&self, entry: &[u8]) -> bool {
+        self.landing_pad_len(entry) > 0 || signs(entry)
+    }
+
     /// Where a pad signs the return address, only forms with a pad of their own.
     fn suits(&self, form: &JumpForm, entry: &[u8]) -> bool {
-        form.len == PAD_B_LEN || !matches!(first(entry), Some(PACIASP | PACIBSP))
+        form.len == PAD_B_LEN || !signs(entry)
     }
 
     /// Counts whole words that assemblers and linkers fill gaps with.
@@ -235,6 +243,11 @@ impl TrampolineEncoder for Aarch64 {
 /// The first instruction.
 fn first(code: &[u8]) -> Option<u32> {
     code.first_chunk().map(|w| u32::from_le_bytes(*w))
+}
+
+/// Does a function that begins so sign its return address first?
+fn signs(entry: &[u8]) -> bool {
+    matches!(first(entry), Some(PACIASP | PACIBSP | PACIASPPC | PACIBSPPC))
 }
 
 /// Addresses that instructions build together.
@@ -483,10 +496,16 @@ pub(crate) mod tests {
         for (insn, asm) in [(BTI_C, "bti c"), (BTI_J, "bti j"), (BTI_JC, "bti jc")] {
             assert_eq!(text(&insn.to_le_bytes(), 0), asm);
             assert_eq!(Aarch64.landing_pad_len(&entry(insn)), 4, "{asm}");
+            assert!(Aarch64.takes_indirect(&entry(insn)), "{asm}");
             assert!(FORMS.iter().all(|f| Aarch64.suits(f, &entry(insn))));
         }
-        for (insn, asm) in [(PACIASP, "paciasp"), (PACIBSP, "pacibsp")] {
-            assert_eq!(text(&insn.to_le_bytes(), 0), asm);
+        let signing = [(PACIASP, "paciasp"), (PACIBSP, "pacibsp"), (PACIASPPC, ""), (PACIBSPPC, "")];
+        for (insn, asm) in signing {
+            // capstone does not know the newest.
+            if !asm.is_empty() {
+                assert_eq!(text(&insn.to_le_bytes(), 0), asm);
+            }
+            assert!(Aarch64.takes_indirect(&entry(insn)));
             assert_eq!(Aarch64.landing_pad_len(&entry(insn)), 0, "{asm} must not run before the new function");
             let suit: Vec<&str> = FORMS.iter().filter(|f| Aarch64.suits(f, &entry(insn))).map(|f| f.name).collect();
             assert_eq!(suit, ["bti-b", "bti-b-island"], "{asm}");
@@ -496,6 +515,7 @@ pub(crate) mod tests {
         // bti without a target, nop, autiasp, the first of a frame
         for insn in [0xd503_241f, NOP, 0xd503_23bf, 0xa9bf_7bfd] {
             assert_eq!(Aarch64.landing_pad_len(&entry(insn)), 0);
+            assert!(!Aarch64.takes_indirect(&entry(insn)));
             assert!(FORMS.iter().all(|f| Aarch64.suits(f, &entry(insn))));
         }
         assert_eq!(Aarch64.landing_pad_len(&BTI_C.to_le_bytes()[..3]), 0);

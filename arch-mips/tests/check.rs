@@ -59,8 +59,12 @@ impl Threads for One {
 
 /// Is a thread in the way that was stopped at `pc`, in the delay slot of the branch there or not?
 fn in_the_way(pc: u64, in_slot: bool) -> bool {
+    in_the_way_with(Registers::ZERO, pc, in_slot)
+}
+
+/// The same, with these other registers.
+fn in_the_way_with(mut regs: Registers, pc: u64, in_slot: bool) -> bool {
     let layout = MIPS.registers();
-    let mut regs = Registers::ZERO;
     regs.set(layout.pc, pc);
     regs.set(layout.sp, STACK + 0x800);
     let (cause, bit) = layout.in_delay_slot.expect("this architecture has delay slots");
@@ -90,7 +94,7 @@ fn in_the_way(pc: u64, in_slot: bool) -> bool {
         call_insn: None,
         mappings: vec![stack],
         one_stack: false,
-        unwinder: Unwinder::new(&[], &MIPS),
+        unwinder: Unwinder::new(&[], &MIPS, &[]),
         buffer: Vec::new(),
     };
     let blockers = checker.check(&mut One(regs), &[ThreadId(1)]).expect("can be judged");
@@ -104,4 +108,22 @@ fn a_window_is_two_words_and_a_branch_at_its_start_has_a_slot() {
     assert!(in_the_way(ENTRY + 4, false), "the second word");
     assert!(!in_the_way(ENTRY + 8, false), "behind it");
     assert!(!in_the_way(ENTRY - 8, true), "in some other branch's slot");
+}
+
+#[test]
+fn return_addresses_are_seen_in_any_register() {
+    let layout = MIPS.registers();
+    for r in (0..layout.count).filter(|r| ![layout.pc, layout.sp].contains(r)) {
+        let kept = |value: u64| {
+            let mut regs = Registers::ZERO;
+            regs.set(r, value);
+            in_the_way_with(regs, ENTRY + 0x100, false)
+        };
+        let name = layout.names[usize::from(r)];
+        // The usual one is followed, and there is no table here that would explain anything.
+        if layout.in_delay_slot.is_none_or(|(cause, _)| cause != r) {
+            assert!(kept(ENTRY + 8), "{name}");
+            assert!(!kept(ENTRY), "{name}: a pointer to the function is no return address");
+        }
+    }
 }

@@ -358,6 +358,10 @@ pub trait TrampolineEncoder {
     fn encode_landing(&self, form: &JumpForm, at: u64, new: u64) -> Result<Code, EncodeError>;
     /// Length of the landing pad at a function's entry that must stay first (0: none).
     fn landing_pad_len(&self, entry: &[u8]) -> u8;
+    /// Does a function that begins with `entry` take indirect branches in a guarded page ([`Arch::guard`])?
+    fn takes_indirect(&self, _entry: &[u8]) -> bool {
+        true
+    }
     /// May this form be used at a function that begins with `entry`? Some landing pads do something else as well and can't
     /// stay; a form that replaces them has to bring a pad of its own.
     fn suits(&self, _form: &JumpForm, _entry: &[u8]) -> bool {

@@ -80,8 +80,9 @@ fn destination(image: &Image, addr: u64) -> u64 {
     let hit = |v: &&tigerfix::link::Veneer| image.at.image + v.offset == addr;
     let Some(v) = image.report.veneers.iter().find(hit) else { return addr };
     let insn = |i: u64| image.format.number(image.read(addr + 4 * i, 4)) as u32;
-    assert_eq!((insn(0) & 0x9f00_001f, insn(1) & 0xffc0_03ff, insn(2)), (0x9000_0010, 0xf940_0210, 0xd61f_0200));
-    let slot = adrp(insn(0), addr) + bits(insn(1), 21, 10) * 8;
+    let fixed = [insn(0), insn(1) & 0x9f00_001f, insn(2) & 0xffc0_03ff, insn(3)];
+    assert_eq!(fixed, [0xd503_245f, 0x9000_0010, 0xf940_0210, 0xd61f_0200], "bti c; adrp; ldr; br");
+    let slot = adrp(insn(1), addr + 4) + bits(insn(2), 21, 10) * 8;
     let reported = v.slot.map(|s| image.at.image + s);
     assert_eq!(Some(slot), reported, "the veneer of `{}` takes another slot than reported", v.symbol);
     image.slot(slot, &[SlotKind::Address]).expect("a slot of an address")

@@ -201,13 +201,18 @@ fn obstacle(listing: &Listing<'_>, parts: &[Rc<Function>], from: u64, to: u64) -
         }
     }
     for s in listing.program.symbols.iter().filter(|s| s.addr.0 > from && s.addr.0 < to) {
-        // Mapping symbols, as `$x`, only say what is code and what is data.
-        let label = s.kind == crate::program::SymbolKind::Untyped && !s.name.starts_with('$');
+        let label = s.kind == crate::program::SymbolKind::Untyped && !is_mapping_symbol(s.name);
         if s.is_function() || label {
             offer(s.addr.0, s.addr.0, format!("symbol `{}`", s.name));
         }
     }
     lowest
+}
+
+/// `$x`, `$d.1` and the like only say what is code and what is data.
+fn is_mapping_symbol(name: &str) -> bool {
+    let rest = name.strip_prefix('$').and_then(|n| n.strip_prefix(['a', 'd', 't', 'x']));
+    rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
 }
 
 /// What kind of target a reference makes, and from where; `None`: none.

@@ -211,8 +211,8 @@ pub enum LinkError {
         /// Where it is.
         offset: u64,
     },
-    /// A veneer would branch to a function without a landing pad, in a program that is guarded.
-    #[error("{place}: `{symbol}` at {to} is too far away for a call, and has no landing pad for a branch by register")]
+    /// A function without a landing pad would be reached through a register, in a program that is guarded.
+    #[error("{place}: `{symbol}` at {to} would be reached through a register, and has no landing pad for that")]
     NoLandingPad {
         /// The function.
         symbol: String,
@@ -615,7 +615,9 @@ impl Explain for LinkError {
                 "spans of an image are aligned to pages (--page-size), and nothing in them to more"
             }
             LinkError::Hazard { .. } => "compile with -ffunction-sections, so that the parts can be moved one by one",
-            LinkError::NoLandingPad { .. } => "choose a --base within reach of the program, or leave that to fix",
+            LinkError::NoLandingPad { .. } => {
+                "call it by name; if it is too far away for that, choose a --base within reach of the program, or leave that to fix"
+            }
             LinkError::DuplicateSymbol { .. } => "make one of them static, or leave one object out",
             LinkError::VersionConflict { .. } => "give PATCH_VERSION in one object only",
             LinkError::NothingToReplace => "mark functions with FIXFUN(name), or use --replace NEW=OLD",

@@ -205,10 +205,10 @@ pub fn link(
     };
     arrays_of_program(&cx, &mut messages);
     hidden_addresses(&cx, &sites, &mut messages);
-    let unguarded = unguarded(&cx, &mut messages);
+    let guarded = cx.guarded && promised(&cx, &mut messages);
 
     let spans = layout.spans.iter().zip(contents);
-    let package = Package {
+    let mut package = Package {
         ident,
         name: options.name.clone(),
         version,
@@ -220,7 +220,7 @@ pub fn link(
         },
         base: options.base,
         page_size,
-        guarded: cx.guarded && unguarded.is_none(),
+        guarded,
         spans: spans.map(|(s, data)| Span { perm: s.perm(), offset: s.offset, size: s.size, data }).collect(),
         symbols: symbols.all,
         residue,
@@ -229,6 +229,12 @@ pub fn link(
         trap: layout.trap,
         warnings: messages.warnings.clone(),
     };
+    // Some trampolines end with an indirect branch.
+    package.guarded &= package.sites.iter().all(|s| {
+        let span = package.spans.iter().find(|p| p.perm.exec && (p.offset..p.offset + p.size).contains(&s.new_offset));
+        span.and_then(|p| p.data.get((s.new_offset - p.offset) as usize..))
+            .is_some_and(|code| arch.takes_indirect(code))
+    });
     let report = LinkReport {
         relocations: plan.counts.clone(),
         residue: residue_counts,
@@ -459,20 +465,22 @@ fn guarded(notes: &[u8], ident: ElfIdent, guard: Guard) -> bool {
     value.is_some_and(|v| v & guard.bits == guard.bits)
 }
 
-/// The first object without landing pads, where the program has them: all of the image can't be guarded then.
-fn unguarded<'c>(cx: &'c Inputs<'_, '_>, messages: &mut Messages) -> Option<&'c str> {
-    let guard = cx.arch.guard().filter(|_| cx.guarded)?;
+/// Do all objects promise landing pads, as the program does? Else the image can't be guarded.
+fn promised(cx: &Inputs<'_, '_>, messages: &mut Messages) -> bool {
+    let Some(guard) = cx.arch.guard() else { return false };
     let padded = |o: &&Object<'_>| {
         let notes = o.sections.iter().find(|s| s.name == ".note.gnu.property");
         notes.is_some_and(|s| guarded(s.data, o.ident, guard))
     };
-    let object = cx.objects.iter().find(|o| !padded(o))?;
-    messages.warn(format!(
-        "{} has no landing pads, as the program has: indirect branches to everywhere in the new code will be allowed \
-         (compile it with the program's -mbranch-protection)",
-        object.name
-    ));
-    Some(object.name)
+    let without = cx.objects.iter().find(|o| !padded(o));
+    if let Some(object) = without {
+        messages.warn(format!(
+            "{} has no landing pads, as the program has: indirect branches to everywhere in the new code will be allowed \
+             (compile it with the program's -mbranch-protection)",
+            object.name
+        ));
+    }
+    without.is_none()
 }
 
 /// Sections whose entries the program collects between `__start_` and `__stop_` symbols: the patch's are not among them.

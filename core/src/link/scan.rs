@@ -153,6 +153,9 @@ impl Plan {
             in_code,
         };
         self.check(cx, &item)?;
+        if fate != Fate::EhFrame {
+            check_address(cx, &item)?;
+        }
         self.wants(cx, &mut item)?;
         if item.veneer.is_none() && item.is_branch() && lacks_own_address(cx, resolver, &item) {
             self.divert(cx, &mut item)?;
@@ -462,19 +465,25 @@ impl Inputs<'_, '_> {
     }
 }
 
-/// A veneer ends with an indirect branch, which a guarded program takes at landing pads only; functions that are only called
-/// directly have none.
-fn check_pad(cx: &Inputs<'_, '_>, branch: &Item, delta: i64) -> Result<(), LinkError> {
-    let Target::Program(to) = branch.target else { return Ok(()) };
+/// A guarded program takes indirect branches at landing pads only; functions that are only called directly have none.
+fn check_pad(cx: &Inputs<'_, '_>, item: &Item, delta: i64) -> Result<(), LinkError> {
+    let Target::Program(to) = item.target else { return Ok(()) };
     let to = LinkAddr(to.0.wrapping_add_signed(delta));
     // A pad is one instruction.
     let code = cx.program.bytes(to, 8).or_else(|| cx.program.bytes(to, 4));
-    if cx.guarded && code.is_some_and(|c| cx.arch.landing_pad_len(c) == 0) {
+    if cx.guarded && code.is_some_and(|c| !cx.arch.takes_indirect(c)) {
         return Err(LinkError::NoLandingPad {
-            symbol: cx.symbol_name(branch.object, branch.symbol),
+            symbol: cx.symbol_name(item.object, item.symbol),
             to,
-            place: Box::new(cx.place(branch.object, branch.section, branch.offset)),
+            place: Box::new(cx.place(item.object, item.section, item.offset)),
         });
     }
     Ok(())
+}
+
+/// Where the address of one of the program's functions is taken, it may be called through it.
+fn check_address(cx: &Inputs<'_, '_>, item: &Item) -> Result<(), LinkError> {
+    let Target::Program(to) = item.target else { return Ok(()) };
+    let entry = cx.guarded && cx.program.function_at(to).is_some_and(|f| f.addr == to);
+    if entry && matches!(item.howto.role, Role::Address | Role::Got) { check_pad(cx, item, 0) } else { Ok(()) }
 }

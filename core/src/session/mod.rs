@@ -74,7 +74,7 @@ impl Inspected {
         arch: &'m dyn Arch,
         protected: &'c [Protected],
     ) -> Checker<'c, 'm> {
-        let mut unwinder = Unwinder::new(&self.modules, arch);
+        let mut unwinder = Unwinder::new(&self.modules, arch, &self.mappings);
         for r in &self.records {
             unwinder.add_patch(r.image_range(), r.eh_frame);
         }
@@ -91,7 +91,7 @@ impl Inspected {
             layout: arch.registers(),
             endian: arch.data_endian(),
             word: arch.address_bits() / 8,
-            return_bits: arch.return_address_bits(),
+            return_bits: unwind::return_bits(arch, &self.mappings),
             call_insn: arch.linux().filter(|l| l.taken_back.is_some()).map(|l| l.syscall_insn),
             mappings: self.mappings.clone(),
             one_stack: target.calls().is_none(),

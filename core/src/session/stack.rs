@@ -190,10 +190,11 @@ impl Checker<'_, '_> {
         if let Some(p) = self.protected.iter().find(inside) {
             return Ok(Some(self.blocker(thread, p, pc, Some(0))));
         }
-        let mut hit = None;
-        if let Some(ra) = self.layout.ra {
-            hit = self.suspect(self.narrow(regs.get(ra)));
-        }
+        // Code that compilers outline may be called with the return address in any register.
+        let usual = [Some(self.layout.pc), Some(self.layout.sp), self.layout.ra];
+        let mut others = (0..self.layout.count).filter(|r| !usual.contains(&Some(*r)));
+        let kept = others.find_map(|r| self.suspect(self.narrow(regs.get(r))));
+        let mut hit = self.layout.ra.and_then(|ra| self.suspect(self.narrow(regs.get(ra)))).or(kept);
         let sp = RunAddr(self.narrow(regs.get(self.layout.sp)));
         if mapping_of(&self.mappings, sp).is_none()
             && let Some(maps) = target.mappings()
@@ -220,7 +221,8 @@ impl Checker<'_, '_> {
         }
         // What the walk came over is explained; it may have led to another stack.
         let Some((end, own)) = self.stack_of(target, thread, regs, trace.explained) else { return Err(nowhere) };
-        let mut left = trace.link.and_then(|v| self.suspect(v));
+        // The walk looks at the usual register itself.
+        let mut left = trace.link.and_then(|v| self.suspect(v)).or(kept);
         if left.is_none() {
             left = self.scan(target, trace.explained, end)?;
         }

@@ -6,7 +6,7 @@ use crate::arch::{self, Arch, RegisterLayout, Registers};
 use crate::field::{Endian, load};
 use crate::program::Program;
 use crate::session::modules::Module;
-use crate::target::Target;
+use crate::target::{Mapping, Target};
 use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, Location, Pointer, Register,
@@ -77,6 +77,8 @@ const PIECE: usize = 256;
 pub struct Unwinder<'m> {
     modules: &'m [Module],
     arch: &'m dyn Arch,
+    /// See [`return_bits`].
+    return_bits: u64,
     layout: &'static RegisterLayout,
     /// Pieces of memory that were read since the target was stopped, by address.
     pieces: BTreeMap<u64, [u8; PIECE]>,
@@ -87,13 +89,14 @@ pub struct Unwinder<'m> {
 }
 
 impl<'m> Unwinder<'m> {
-    /// For a target with these modules.
+    /// For a target with these modules and mappings.
     #[must_use]
-    pub fn new(modules: &'m [Module], arch: &'m dyn Arch) -> Unwinder<'m> {
+    pub fn new(modules: &'m [Module], arch: &'m dyn Arch, mappings: &[Mapping]) -> Unwinder<'m> {
         let (layout, endian) = (arch.registers(), arch.data_endian());
         Unwinder {
             modules,
             arch,
+            return_bits: return_bits(arch, mappings),
             layout,
             pieces: BTreeMap::new(),
             endian: if endian == Endian::Big { RunTimeEndian::Big } else { RunTimeEndian::Little },
@@ -327,10 +330,22 @@ impl<'m> Unwinder<'m> {
         if matches!(ra, RegisterRule::Undefined) && !in_register {
             return Some(Step::End);
         }
-        let pc = plain(next.get(self.layout.dwarf_ra)?, here, self.arch.return_address_bits());
+        let pc = plain(next.get(self.layout.dwarf_ra)?, here, self.return_bits);
         next.set(self.layout.dwarf_ra, Some(pc));
         *state = next;
         Some(Step::Caller { pc, cfa, signal })
+    }
+}
+
+/// The bits of a return address that are its own ([`Arch::return_address_bits`]) in a target with these mappings: how many its
+/// system leaves to addresses shows in how high they go.
+#[must_use]
+pub fn return_bits(arch: &dyn Arch, mappings: &[Mapping]) -> u64 {
+    let bits = arch.return_address_bits();
+    match mappings.iter().map(|m| m.end.0).max() {
+        // Nothing is signed, or nothing known.
+        Some(end) if bits != u64::MAX && end > 0 => bits & (u64::MAX >> (end - 1).leading_zeros()),
+        _ => bits,
     }
 }
 

@@ -71,16 +71,21 @@ impl super::Isa for Isa {
         while let Some(insn) = iter.next() {
             let (at, Some(bytes)) = (insn.address(), insn.bytes().first_chunk::<4>()) else { break };
             let word = u32::from_le_bytes(*bytes);
+            let mut reached = falls;
             while let Some((&from, _)) = joins.first_key_value()
                 && from <= at
             {
                 let Some((_, known)) = joins.pop_first() else { break };
                 if from == at {
-                    tracker.join(&known, falls);
+                    tracker.join(&known, reached);
+                    reached = true;
                 }
             }
+            if !reached {
+                tracker.unreached();
+            }
             let kind = classify(word, at);
-            let flow = flow(kind, tracker.value(word >> 5 & 31));
+            let flow = flow(kind, tracker.certain(word >> 5 & 31));
             let table = match flow {
                 Flow::JumpIndirect => tracker.table(word >> 5 & 31).map(Box::new),
                 _ => None,
