@@ -68,9 +68,9 @@ fn images_are_guarded_like_the_program() {
     }
 }
 
-/// Too far for a direct call, and no place for an indirect one.
+/// What the program only calls directly has no landing pad.
 #[test]
-fn veneers_to_functions_without_landing_pads_are_refused() {
+fn functions_without_landing_pads_are_called_directly_or_not_at_all() {
     let lab = Lab::cross("aarch64-linux-gnu");
     let program = lab.program("guarded_program_aarch64.c", &["-O2", "-fno-ipa-ra"]);
     let text = "#include <tigerfix/dev.h>\n\
@@ -87,6 +87,11 @@ fn veneers_to_functions_without_landing_pads_are_refused() {
     // Near enough it is called directly.
     let (near, _) = lab.generate(&program, &[&patch], &[]);
     near.done();
+    // Through a pointer it can't be called, however near.
+    let through = "(int)((long (*volatile)(long, long, long, long))system_call)(178, 0, 0, 0)";
+    let patch = lab.patch_text("three.c", &text.replace("CALL", through), &flags);
+    let (refused, _) = lab.generate(&program, &[&patch], &[]);
+    refused.refused(&["system_call", "no landing pad"]).by_rule("no-landing-pad");
     // A global function has one.
     let patch = lab.patch_text("two.c", &text.replace("CALL", "leaf(x) + 1"), &flags);
     let (done, _) = lab.generate(&program, &[&patch], &far);
