@@ -88,8 +88,9 @@ fn functions_without_landing_pads_are_called_directly_or_not_at_all() {
     let (near, _) = lab.generate(&program, &[&patch], &[]);
     near.done();
     // Through a pointer it can't be called, however near.
-    let through = "(int)((long (*volatile)(long, long, long, long))system_call)(178, 0, 0, 0)";
-    let patch = lab.patch_text("three.c", &text.replace("CALL", through), &flags);
+    let pointer = "static long (*volatile pointer)(long, long, long, long) = system_call;\nFIXFUN";
+    let through = text.replace("FIXFUN", pointer).replace("CALL", "(int)pointer(178, 0, 0, 0)");
+    let patch = lab.patch_text("three.c", &through, &flags);
     let (refused, _) = lab.generate(&program, &[&patch], &[]);
     refused.refused(&["system_call", "no landing pad"]).by_rule("no-landing-pad");
     // A global function has one.
