@@ -128,12 +128,17 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     eintr: 4,
     erestartnohand: 514,
     stack_args: None,
+    resolver_hwcap: Some(!IFUNC_ARG_HWCAP),
     red_zone: 0,
 };
 
 /// What kind of branch the processor has just made, in `pstate` (the Arm ARM, "PSTATE.BTYPE"). In a guarded page it decides
 /// whether the next instruction has to be a landing pad.
 const BTYPE: u64 = 3 << 10;
+
+/// `_IFUNC_ARG_HWCAP`: says to a resolver that its second argument is a pointer to more (glibc
+/// `sysdeps/aarch64/sys/ifunc.h`, `sysdeps/aarch64/dl-irel.h`). Without it, it has AT_HWCAP to go by.
+const IFUNC_ARG_HWCAP: u64 = 1 << 62;
 
 /// Kernel `include/uapi/linux/elf.h`.
 const NT_ARM_SYSTEM_CALL: u32 = 0x404;

@@ -249,6 +249,7 @@ pub(crate) static LINUX_O32_LE: LinuxAbi = LinuxAbi {
     restart_after_eintr: RESTART_AFTER_EINTR_O32,
     eintr: 4,
     erestartnohand: 514,
+    resolver_hwcap: None, // has no such functions
     red_zone: 0,
 };
 

@@ -168,6 +168,7 @@ pub(crate) static LINUX: LinuxAbi = LinuxAbi {
     eintr: 4,
     erestartnohand: 514,
     stack_args: None,
+    resolver_hwcap: None,
     red_zone: 128,
 };
 

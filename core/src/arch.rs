@@ -635,6 +635,8 @@ pub struct LinuxAbi {
     /// Offset from the stack pointer of the first system call argument that has no register, in words as long as an
     /// address; the others follow.
     pub stack_args: Option<u8>,
+    /// What functions that choose another one (STT_GNU_IFUNC) are called with: these bits of AT_HWCAP, and 0. `None`: nothing.
+    pub resolver_hwcap: Option<u64>,
     /// Red zone below the stack pointer, bytes.
     pub red_zone: u64,
 }

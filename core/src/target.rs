@@ -291,7 +291,7 @@ mod with_alloc {
         fn fixed_program(&mut self) -> Option<FixedProgram> {
             None
         }
-        /// The auxiliary vector's value of `key` (AT_ENTRY 9, AT_PHDR 3, AT_BASE 7, AT_PAGESZ 6, AT_SYSINFO_EHDR 33).
+        /// The auxiliary vector's value of `key` (AT_ENTRY 9, AT_PHDR 3, AT_BASE 7, AT_PAGESZ 6, AT_HWCAP 16, AT_SYSINFO_EHDR 33).
         ///
         /// # Errors
         /// [`TargetError`]

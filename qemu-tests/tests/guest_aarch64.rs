@@ -99,6 +99,44 @@ fn functions_without_landing_pads_are_called_directly_or_not_at_all() {
     done.done();
 }
 
+/// A resolver of the program goes by AT_HWCAP, its first argument. The bit that says that there is a second one is clear.
+#[test]
+fn resolvers_are_told_what_the_processor_has() {
+    let guest = Guest::get("aarch64_max");
+    let lab = Lab::for_guest(&guest);
+    let text = "#include \"loop.h\"\n\
+                #include <sys/auxv.h>\n\
+                unsigned long hwcap;\n\
+                static int right(void) { return 7; }\n\
+                static int wrong(void) { return 3; }\n\
+                __attribute__((used)) static void *pick(unsigned long had, unsigned long more)\n\
+                {\n\
+                        if (!hwcap) return wrong;\n\
+                        return had == (hwcap & ~(1ul << 62)) && !more ? right : wrong;\n\
+                }\n\
+                int chosen(void) __attribute__((ifunc(\"pick\")));\n\
+                KEEP int p(void) { for (volatile int i = 0; i < 2; i++) { } return 1; }\n\
+                int main(void)\n\
+                {\n\
+                        int (*volatile early)(void) = chosen;\n\
+                        lines();\n\
+                        hwcap = getauxval(AT_HWCAP);\n\
+                        for (;;) { printf(\"early %d p %d\\n\", early(), p()); nap(); }\n\
+                }\n";
+    let program = lab.program_text("told.c", text, &["-O2", "-fPIE", "-pie"]);
+    let text = "#include <tigerfix/dev.h>\n\
+                extern int chosen(void);\n\
+                FIXFUN(p)\n\
+                int p(void) { return chosen(); }\n";
+    let package = lab.package(&program, &lab.patch_text("patch.c", text, &["-O2"]));
+    let mut victim = lab.start::<&str>(&program, &[]);
+    victim.settles("the old p", 5, |l| l == "early 3 p 1");
+    victim.fix(&package, &[]).done();
+    victim.settles("what the resolver chose", 5, |l| l == "early 3 p 7");
+    victim.revert(&[]).done();
+    victim.settles("the old p", 5, |l| l == "early 3 p 1");
+}
+
 /// The C library chooses some of its functions when they are first called: tfix lets it choose.
 #[test]
 fn functions_that_are_chosen_by_a_resolver() {

@@ -155,6 +155,19 @@ fn calls_resolvers(package: &Package, plan: &Plan) -> bool {
     package.residue.iter().any(|r| is_resolver(r.symbol))
 }
 
+/// What the resolvers of this ABI are called with ([`crate::arch::LinuxAbi::resolver_hwcap`]).
+fn resolver_args(target: &mut dyn Target, arch: &dyn Arch) -> Result<Vec<u64>, TargetError> {
+    const AT_HWCAP: u64 = 16;
+    let Some(bits) = arch.linux().and_then(|l| l.resolver_hwcap) else { return Ok(Vec::new()) };
+    let hwcap = match target.mappings() {
+        Some(m) => m.auxv(AT_HWCAP)?,
+        None => None,
+    };
+    // A wrong guess would let it choose code that this processor does not have.
+    let hwcap = hwcap.ok_or(TargetError::Unsupported { what: "tell what the processor has (AT_HWCAP)" })?;
+    Ok(vec![hwcap & bits, 0])
+}
+
 struct Mapped {
     region: RunAddr,
     image: RunAddr,
@@ -267,13 +280,14 @@ fn build(
         // They return to the breakpoint in the image.
         show(target, arch, package, &spans, image)?;
         let trap = image.offset(package.trap);
+        let args = resolver_args(target, arch)?;
         let used: Vec<u32> = package.residue.iter().map(|r| r.symbol).collect();
         for (i, v) in values.iter_mut().enumerate() {
             if let Value::Resolver(at) = *v
                 && used.contains(&(i as u32))
             {
                 let calls = target.calls().ok_or(TargetError::Unsupported { what: "call functions in the target" })?;
-                *v = Value::Address(RunAddr(calls.call(at, &[], trap)?));
+                *v = Value::Address(RunAddr(calls.call(at, &args, trap)?));
             }
         }
     }

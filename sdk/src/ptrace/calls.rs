@@ -36,7 +36,7 @@
 //!   elsewhere: only a thread that is on its own stack is taken, and the memory is restored nevertheless.
 
 use super::threads::{Patience, Phase, read_registers, write_registers};
-use super::{PtraceTarget, gone, sys, system, unsuitable};
+use super::{PtraceTarget, gone, shadow_stack, sys, system, unsuitable};
 use crate::restart::interrupted_call;
 use nix::errno::Errno;
 use std::time::{Duration, Instant};
@@ -157,6 +157,17 @@ fn holds(t: &PtraceTarget, at: u64, one_of: &[&[u8]]) -> bool {
     })
 }
 
+/// Has the stopped thread state that calls would not leave as it is?
+fn check_state(tid: i32) -> Result<(), TargetError> {
+    if sys::has_guarded_stack(tid) {
+        return Err(shadow_stack(tid));
+    }
+    if sys::is_streaming(tid) {
+        return Err(unsuitable("streaming-mode", tid, "is in streaming mode, which calls on its behalf would end"));
+    }
+    Ok(())
+}
+
 impl PtraceTarget {
     /// The thread that is held, if any.
     pub(super) fn held_thread(&self) -> Option<i32> {
@@ -246,6 +257,7 @@ impl PtraceTarget {
         };
         let fit = self
             .check_filter(&mut held, status.number("Seccomp") == 2)
+            .and_then(|()| check_state(held.tid))
             .and_then(|()| self.check_stack(&held))
             .and_then(|()| self.check_restart(&held, choosy))
             .and_then(|()| self.code_apart(&held));
@@ -767,7 +779,7 @@ impl Calls for PtraceTarget {
             }
             let passing = match &reason {
                 None | Some(TargetError::Timeout { .. }) => true,
-                Some(TargetError::Unsuitable { rule, .. }) => matches!(*rule, FOREIGN_STACK | STACK_SPACE),
+                Some(TargetError::Unsuitable { rule, .. }) => matches!(*rule, FOREIGN_STACK | STACK_SPACE | "streaming-mode"),
                 Some(_) => false,
             };
             if !passing || Instant::now() >= deadline || super::interrupted() {

@@ -242,6 +242,11 @@ fn process(pid: i32) -> String {
     format!("process {pid}")
 }
 
+/// The thread's return addresses are kept a second time, where calls on its behalf don't put theirs.
+fn shadow_stack(tid: i32) -> TargetError {
+    unsuitable("shadow-stack", tid, "has a shadow stack, which calls on its behalf would break")
+}
+
 fn unsuitable(rule: &'static str, pid: i32, why: &str) -> TargetError {
     TargetError::Unsuitable { rule, what: process(pid), why: why.to_owned() }
 }
@@ -321,7 +326,7 @@ impl Status {
             ));
         }
         if self.text("x86_Thread_features").split_whitespace().any(|f| f == "shstk") {
-            return Err(unsuitable("shadow-stack", tid, "has a shadow stack, which calls on its behalf would break"));
+            return Err(shadow_stack(tid));
         }
         Ok(())
     }

@@ -179,6 +179,48 @@ pub(super) fn thread_block(_: i32) -> Option<u64> {
     None
 }
 
+/// Is the thread in the streaming mode of SME? To read and write back its vectors as NT_ARM_SVE would take it out of that
+/// (kernel arch/arm64/kernel/ptrace.c, sve_init_header_from_task and sve_set_common).
+#[cfg(target_arch = "aarch64")]
+pub(super) fn is_streaming(tid: i32) -> bool {
+    const NT_ARM_SSVE: usize = 0x40b;
+    // `struct user_sve_header`.
+    let mut header = [0u8; 16];
+    get_regset(tid, NT_ARM_SSVE, &mut header).is_ok_and(|len| len == header.len() && streaming_flag(&header))
+}
+
+/// `SVE_PT_REGS_SVE` in the `flags` of a `struct user_sve_header` (kernel arch/arm64/include/uapi/asm/ptrace.h): of the two sets
+/// of vectors only the one that is in use has it.
+#[cfg(any(target_arch = "aarch64", test))]
+fn streaming_flag(header: &[u8; 16]) -> bool {
+    // Behind `size` and `max_size` (32 bits each), `vl` and `max_vl` (16).
+    u16::from_ne_bytes([header[12], header[13]]) & 1 != 0
+}
+
+/// Is the thread in the streaming mode of SME?
+#[cfg(not(target_arch = "aarch64"))]
+pub(super) fn is_streaming(_: i32) -> bool {
+    false
+}
+
+/// Does the stopped thread have a guarded control stack (kernel arch/arm64/include/uapi/asm/ptrace.h, `struct user_gcs`)? Of
+/// those the status in /proc says nothing.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn has_guarded_stack(tid: i32) -> bool {
+    const NT_ARM_GCS: usize = 0x410;
+    /// PR_SHADOW_STACK_ENABLE
+    const ENABLE: u64 = 1;
+    // `features_enabled`, the first of three.
+    let mut features = [0u8; 8];
+    get_regset(tid, NT_ARM_GCS, &mut features).is_ok_and(|len| len == 8 && u64::from_ne_bytes(features) & ENABLE != 0)
+}
+
+/// Does the stopped thread have a guarded control stack?
+#[cfg(not(target_arch = "aarch64"))]
+pub(super) fn has_guarded_stack(_: i32) -> bool {
+    false
+}
+
 /// A kernel's `sigset_t`: an array of longs, the one with the lowest signals first. There are 64 signals, on MIPS 128
 /// (include/uapi/asm-generic/signal.h, arch/mips/include/uapi/asm/signal.h).
 type SigSet = [u8; if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 16 } else { 8 }];
@@ -429,5 +471,29 @@ pub(super) fn install_interrupt_flag() {
                 libc::sigaction(sig, &raw const new, std::ptr::null_mut());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_streaming_flag_is_that_of_the_set_in_use() {
+        // As Linux gives it for vectors of 32 bytes: size, max_size, vl, max_vl, flags, reserved.
+        let header = |flags: u16| {
+            let mut h = [0; 16];
+            h[..4].copy_from_slice(&1112u32.to_ne_bytes());
+            h[4..8].copy_from_slice(&1112u32.to_ne_bytes());
+            h[8..10].copy_from_slice(&32u16.to_ne_bytes());
+            h[10..12].copy_from_slice(&32u16.to_ne_bytes());
+            h[12..14].copy_from_slice(&flags.to_ne_bytes());
+            h
+        };
+        assert!(streaming_flag(&header(1)));
+        assert!(streaming_flag(&header(3)));
+        // SVE_PT_VL_INHERIT alone.
+        assert!(!streaming_flag(&header(2)));
+        assert!(!streaming_flag(&header(0)));
     }
 }
