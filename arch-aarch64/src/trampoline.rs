@@ -11,8 +11,8 @@
 //!   - `paciasp` and `pacibsp` sign the return address as well. They can't stay: the new function would sign it again. They
 //!     can't just go either, since calls by pointer would find no pad. So `bti c` takes their place, and the jump that of
 //!     the instruction behind (forms `bti-...`); where nothing is guarded `bti` is a no-operation.
-//!   - A page that is not mapped with PROT_BTI takes any branch, whoever makes it. Images and islands are mapped that way, so
-//!     that `br x16` may lead to functions without a pad.
+//!   - A page that is not mapped with PROT_BTI takes any branch, whoever makes it. Images and islands are mapped with it if
+//!     all new code was compiled for it and every new function has a pad, as `br x16` of a landing wants one.
 //!   - Direct branches need no pad anywhere. Landings and islands are reached by `b` alone, and have none.
 //! * Shadow stacks (GCS) and return prediction rule out redirections by `ret`.
 //! * Between `bti c` and the jump of a `bti-` form the unwind table says that the return address is signed, which it is not.
