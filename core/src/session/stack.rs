@@ -190,6 +190,13 @@ impl Checker<'_, '_> {
         if let Some(p) = self.protected.iter().find(inside) {
             return Ok(Some(self.blocker(thread, p, pc, Some(0))));
         }
+        let Some(api) = target.threads() else { return Ok(None) };
+        for at in api.returns(thread, regs)? {
+            // As the processor that was interrupted there would be at its pc.
+            if let Some(p) = self.protected.iter().find(|p| p.holds_pc(at.0)) {
+                return Ok(Some(self.blocker(thread, p, at.0, None)));
+            }
+        }
         let mut hit = None;
         if let Some(ra) = self.layout.ra {
             hit = self.suspect(self.narrow(regs.get(ra)));
