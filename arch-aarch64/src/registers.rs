@@ -22,13 +22,16 @@
 //!   elsewhere in a guarded page it would get SIGILL ([`RegisterLayout::call_clears`]).
 //! * Return addresses that are kept on the stack may carry an authentication code ([`tigerfix_core::arch::Arch::return_address_bits`]); DWARF register 34
 //!   says where.
+//! * Without an operating system: taking an exception sets PSTATE.I (bit 7), whatever exception it is, and moves the pc to
+//!   ELR_ELx of the level that takes it; PSTATE.EL (bits 3:2) is that level then (the Arm ARM, D1.3 "Exceptions",
+//!   AArch64.TakeException). No bit says that a processor is inside a handler, and ELR_ELx keeps its value afterwards.
 //! * There is no red zone: what is below the stack pointer belongs to nobody (AAPCS64, 6.4.5.1).
 //!
 //! Sources: kernel `arch/arm64/include/uapi/asm/ptrace.h` (struct user_pt_regs, the order of NT_PRSTATUS),
 //! `arch/arm64/kernel/{ptrace,signal,syscall}.c`, `include/uapi/asm-generic/unistd.h`, `include/linux/errno.h`; AAPCS64,
 //! 6.1; AADWARF64, "DWARF register names"; gdb `features/aarch64-core.xml`.
 
-use tigerfix_core::arch::{GdbRegister, LinuxAbi, Reg, RegisterLayout};
+use tigerfix_core::arch::{ExceptionReturns, GdbRegister, LinuxAbi, Reg, RegisterLayout};
 
 /// Indices into NT_PRSTATUS; x0 to x30 are their numbers.
 mod index {
@@ -69,6 +72,11 @@ pub(crate) static LAYOUT: RegisterLayout = RegisterLayout {
     in_delay_slot: None,
     gdb: &GDB,
     exception: None,
+    returns: Some(ExceptionReturns {
+        masked: (PSTATE, 1 << 7),
+        level: (PSTATE, 3 << 2),
+        addresses: &[("elr_el1", 1 << 2), ("elr_el2", 2 << 2), ("elr_el3", 3 << 2)],
+    }),
 };
 
 /// x0 to x30, sp, pc have their indices as DWARF numbers.

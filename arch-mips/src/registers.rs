@@ -126,6 +126,7 @@ pub(crate) static LAYOUT_32: RegisterLayout = RegisterLayout {
     in_delay_slot: Some((CAUSE, CAUSE_BD)),
     gdb: &GDB_32,
     exception: Some((STATUS, STATUS_EXL_ERL)),
+    returns: None,
 };
 
 pub(crate) static LAYOUT_64: RegisterLayout = RegisterLayout {

@@ -100,6 +100,7 @@ pub(crate) static LAYOUT: RegisterLayout = RegisterLayout {
     in_delay_slot: None,
     gdb: &GDB,
     exception: None,
+    returns: None,
 };
 
 /// gdb's amd64 Linux description (gdb `arch/amd64.c`, amd64_create_target_description, without AVX): the general

@@ -537,6 +537,20 @@ pub struct RegisterLayout {
     /// Without an operating system: a register and the bits of it that are set while the processor is inside an exception
     /// handler, where it can't be judged what it will return to. `None`: there is no such register.
     pub exception: Option<(Reg, u64)>,
+    /// Without an operating system, where the processor keeps in registers of its own what an exception handler will return to.
+    pub returns: Option<ExceptionReturns>,
+}
+
+/// What a processor that may be inside an exception handler will return to.
+#[derive(Clone, Copy, Debug)]
+pub struct ExceptionReturns {
+    /// A register and the bits of it that are set at the begin of every handler, when nothing was saved yet.
+    pub masked: (Reg, u64),
+    /// A register and the bits of it that are the processor's level.
+    pub level: (Reg, u64),
+    /// The registers with the addresses, as gdb calls them (in any case), and the lowest level that may be inside a handler
+    /// which returns to them.
+    pub addresses: &'static [(&'static str, u64)],
 }
 
 /// Register values of one thread, in the order of a [`RegisterLayout`].

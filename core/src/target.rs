@@ -340,6 +340,13 @@ mod with_alloc {
         fn obstacle(&mut self, _thread: ThreadId, _regs: &Registers) -> Option<&'static str> {
             None
         }
+        /// Where a stopped thread may go on once an exception handler returns.
+        ///
+        /// # Errors
+        /// [`TargetError`]
+        fn returns(&mut self, _thread: ThreadId, _regs: &Registers) -> Result<Vec<RunAddr>, TargetError> {
+            Ok(Vec::new())
+        }
         /// Name of the thread, for messages (may be empty).
         fn thread_name(&mut self, thread: ThreadId) -> String;
     }

@@ -55,8 +55,12 @@ pub struct Board {
 
 impl Board {
     fn start(machine: Machine) -> Self {
+        Self::start_with(machine, &[])
+    }
+
+    fn start_with(machine: Machine, flags: &[&str]) -> Self {
         let lab = Lab::cross(machine.triple);
-        let firmware = machine.firmware(&lab, "bare.c", &[]);
+        let firmware = machine.firmware(&lab, "bare.c", flags);
         let socket = lab.path("stub");
         let mut command = Command::new(machine.qemu[0]);
         command.args(&machine.qemu[1..]);
@@ -195,6 +199,23 @@ pub fn the_stubs_memory_map_counts(machine: Machine) {
     let map = format!("<memory-map>{}</memory-map>", memory("ram", bottom, spare + 0x100_0000));
     board.at = board.with_map("ram", map);
     board.tfix("fix", &[&value]).done();
+    board.prints(" value *42 odd", " value *42 even");
+    board.tfix("revert", &[]).done();
+    board.prints(" value 1 odd", " value 1 even");
+}
+
+/// A processor in an exception handler is inside what that will return to.
+pub fn what_a_handler_returns_to_counts(machine: Machine) {
+    let mut board = Board::start_with(machine, &["-DINTERRUPTED"]);
+    let value = board.package("value", &[]);
+    board.prints(" value 1 odd", " value 1 even");
+    let limits: [&Path; 4] = ["--policy".as_ref(), "function".as_ref(), "--timeout".as_ref(), "2".as_ref()];
+    let refused = board.tfix("fix", &[&[value.as_path()], &limits[..]].concat());
+    refused.refused(&["value"]).by_rule("busy");
+    board.prints(" value 1 odd", " value 1 even");
+    assert!(!refused.stderr.contains("[remote-interrupts]"), "{refused}");
+    // What is overwritten ends before it.
+    board.tfix("fix", &[&value, "--policy".as_ref(), "window".as_ref()]).done();
     board.prints(" value *42 odd", " value *42 even");
     board.tfix("revert", &[]).done();
     board.prints(" value 1 odd", " value 1 even");

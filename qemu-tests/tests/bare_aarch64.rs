@@ -22,6 +22,11 @@ const MACHINE: Machine = Machine {
 
 on_a_board!(MACHINE);
 
+#[test]
+fn what_a_handler_returns_to_counts() {
+    qemu_tests::board::what_a_handler_returns_to_counts(MACHINE);
+}
+
 /// Addresses come from the GOT, which lies in the image: that is not moved by whole pages here, as the instructions count them.
 mod position_independent {
     use super::*;

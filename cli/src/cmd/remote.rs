@@ -69,15 +69,24 @@ fn area(text: &str) -> Result<Area, Failure> {
 }
 
 /// What a user should know about the target that the package does not say.
-pub fn warnings(target: &GdbTarget, arch: AnyArch) -> Option<(String, String)> {
-    let needed = target.kind() == Kind::Bare && arch.cache_need() != CacheNeed::Coherent;
-    needed.then(|| {
+pub fn warnings(target: &GdbTarget, arch: AnyArch) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    if target.kind() != Kind::Bare {
+        return out;
+    }
+    if arch.cache_need() != CacheNeed::Coherent {
         let text = format!(
             "{} has to be told when code was written: the stub or probe must flush its instruction caches on writes",
             arch.name()
         );
-        ("remote-caches".to_owned(), text)
-    })
+        out.push(("remote-caches".to_owned(), text));
+    }
+    if !target.sees_interrupts() {
+        let text = "the stub does not show what an exception handler will return to: if the processor was stopped inside one, \
+                    that may have been overwritten";
+        out.push(("remote-interrupts".to_owned(), text.to_owned()));
+    }
+    out
 }
 
 /// How long the target stood, for people.

@@ -190,9 +190,16 @@ impl Checker<'_, '_> {
         if let Some(p) = self.protected.iter().find(inside) {
             return Ok(Some(self.blocker(thread, p, pc, Some(0))));
         }
-        // Code that compilers outline may be called with the return address in any register.
+        let Some(api) = target.threads() else { return Ok(None) };
+        for at in api.returns(thread, regs)? {
+            // As the processor that was interrupted there would be at its pc.
+            if let Some(p) = self.protected.iter().find(|p| p.holds_pc(at.0)) {
+                return Ok(Some(self.blocker(thread, p, at.0, None)));
+            }
+        }
+        // Code that compilers outline may be called with the return address in any general register.
         let usual = [Some(self.layout.pc), Some(self.layout.sp), self.layout.ra];
-        let mut others = (0..self.layout.count).filter(|r| !usual.contains(&Some(*r)));
+        let mut others = self.layout.dwarf.iter().map(|(_, r)| *r).filter(|r| !usual.contains(&Some(*r)));
         let kept = others.find_map(|r| self.suspect(self.narrow(regs.get(r))));
         let mut hit = self.layout.ra.and_then(|ra| self.suspect(self.narrow(regs.get(ra)))).or(kept);
         let sp = RunAddr(self.narrow(regs.get(self.layout.sp)));

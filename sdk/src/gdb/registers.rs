@@ -96,6 +96,17 @@ impl Stub {
         super::packet::from_hex(&known).ok_or(GdbError::Nonsense { during: "g".into(), answer: show(&answer) })
     }
 
+    /// One register by its number. `None`: the stub does not give it.
+    pub(super) fn register(&mut self, thread: u64, number: u32) -> Result<Option<Vec<u8>>, GdbError> {
+        self.select(thread)?;
+        let answer = self.ask(&format!("p{number:x}"))?;
+        if super::reply::is_error(&answer) && answer.len() % 2 == 1 {
+            return Ok(None);
+        }
+        // `xx`: not known.
+        Ok(super::packet::from_hex(&answer).filter(|b| !b.is_empty() && b.len() <= 8))
+    }
+
     /// Sets all registers of a thread; `now` is what it has, for stubs that take single registers only.
     pub(super) fn set_block(&mut self, thread: u64, map: &Map, now: &[u8], block: &[u8]) -> Result<(), GdbError> {
         self.select(thread)?;

@@ -1,6 +1,7 @@
 //! A target behind a stub.
 
 use super::calls::Held;
+use super::description;
 use super::error::GdbError;
 use super::objects::{Region, end_of_ram, unwritable};
 use super::registers::Map;
@@ -29,6 +30,8 @@ pub struct GdbTarget {
     pub(super) stub: Stub,
     pub(super) arch: &'static dyn Arch,
     pub(super) map: Map,
+    /// Numbers of the registers of [`tigerfix_core::arch::ExceptionReturns`] that the stub has, and their lowest levels.
+    pub(super) returns: Vec<(u32, u64)>,
     pub(super) program: Option<FixedProgram>,
     area: Option<Area>,
     /// The memory map, where there is no operating system and the stub has one; else empty. Ascending.
@@ -70,6 +73,12 @@ impl GdbTarget {
         let of = |e: GdbError| e.of(&name);
         let description = stub.description().map_err(of)?;
         let map = Map::new(arch.registers(), arch.data_endian(), &description);
+        let addresses = arch.registers().returns.map_or(&[][..], |r| r.addresses);
+        let mut returns = Vec::new();
+        for d in description::registers(&description) {
+            let known = addresses.iter().find(|a| a.0.eq_ignore_ascii_case(&d.name));
+            returns.extend(known.map(|a| (d.number, a.1)));
+        }
         let mut program = None;
         let mut area = None;
         let mut regions = Vec::new();
@@ -97,6 +106,7 @@ impl GdbTarget {
             stub,
             arch,
             map,
+            returns,
             program,
             area,
             regions,
@@ -123,6 +133,12 @@ impl GdbTarget {
     #[must_use]
     pub fn pid(&self) -> Option<u64> {
         self.pid
+    }
+
+    /// Can it be seen what an interrupted processor will return to, where there is no operating system?
+    #[must_use]
+    pub fn sees_interrupts(&self) -> bool {
+        self.arch.registers().exception.is_some() || !self.returns.is_empty()
     }
 
     /// What is behind the stub.

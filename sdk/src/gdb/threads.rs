@@ -232,6 +232,23 @@ impl Threads for GdbTarget {
         inside.then_some("the processor is inside an exception handler")
     }
 
+    fn returns(&mut self, thread: ThreadId, regs: &Registers) -> Result<Vec<RunAddr>, TargetError> {
+        let Some(r) = self.arch.registers().returns.filter(|_| self.stub.kind == Kind::Bare) else {
+            return Ok(Vec::new());
+        };
+        if regs.get(r.masked.0) & r.masked.1 == 0 {
+            return Ok(Vec::new());
+        }
+        let level = regs.get(r.level.0) & r.level.1;
+        let mut out = Vec::new();
+        for &(number, _) in self.returns.iter().filter(|(_, lowest)| *lowest <= level) {
+            let bytes = self.stub.register(thread.0, number).map_err(|e| self.fault(e))?;
+            let bytes = bytes.ok_or(TargetError::Unsupported { what: "read what an exception handler returns to" })?;
+            out.push(RunAddr(load(&bytes, self.arch.data_endian())));
+        }
+        Ok(out)
+    }
+
     /// The stub shows no thread pointer that is in no general register. But C libraries keep the list of robust mutexes, of
     /// which the kernel knows, in the control block; musl only of threads that have locked one.
     fn thread_block(&mut self, thread: ThreadId) -> Option<RunAddr> {
