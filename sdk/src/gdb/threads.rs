@@ -233,7 +233,9 @@ impl Threads for GdbTarget {
     }
 
     fn returns(&mut self, thread: ThreadId, regs: &Registers) -> Result<Vec<RunAddr>, TargetError> {
-        let Some(r) = self.arch.registers().returns.filter(|_| self.stub.kind == Kind::Bare) else { return Ok(Vec::new()) };
+        let Some(r) = self.arch.registers().returns.filter(|_| self.stub.kind == Kind::Bare) else {
+            return Ok(Vec::new());
+        };
         if regs.get(r.masked.0) & r.masked.1 == 0 {
             return Ok(Vec::new());
         }

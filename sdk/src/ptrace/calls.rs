@@ -779,7 +779,9 @@ impl Calls for PtraceTarget {
             }
             let passing = match &reason {
                 None | Some(TargetError::Timeout { .. }) => true,
-                Some(TargetError::Unsuitable { rule, .. }) => matches!(*rule, FOREIGN_STACK | STACK_SPACE | "streaming-mode"),
+                Some(TargetError::Unsuitable { rule, .. }) => {
+                    matches!(*rule, FOREIGN_STACK | STACK_SPACE | "streaming-mode")
+                }
                 Some(_) => false,
             };
             if !passing || Instant::now() >= deadline || super::interrupted() {
