@@ -6,6 +6,7 @@ use super::packet::{frame, to_hex};
 use super::stub::{Kind, Stub};
 use super::target::{GdbTarget, Options};
 use std::time::{Duration, Instant};
+use tigerfix_arch_aarch64::Aarch64;
 use tigerfix_arch_x86_64::X86_64;
 use tigerfix_core::addr::RunAddr;
 use tigerfix_core::error::Explain as _;
@@ -303,6 +304,53 @@ fn offering(object: &'static str, text: &str) -> impl Fn(&str) -> Option<String>
         let to = (from + usize::from_str_radix(len, 16).unwrap()).min(text.len());
         Some(format!("{}{}", if to == text.len() { 'l' } else { 'm' }, &text[from..to]))
     }
+}
+
+/// Registers of the system are asked for one by one, while interrupts are masked, and those of higher levels never.
+#[test]
+fn what_a_handler_returns_to_is_seen() {
+    static ARCH: Aarch64 = Aarch64;
+    const CORE: &str = r#"<target><reg name="sp" bitsize="64" regnum="31"/><reg name="pc" bitsize="64"/>
+        <reg name="cpsr" bitsize="32"/><reg name="ELR_EL1" bitsize="64" regnum="97"/>
+        <reg name="elr_el2" bitsize="64"/><reg name="ELR_EL3" bitsize="64"/></target>"#;
+    let mut elf = tiny_elf();
+    elf[18] = 183;
+    let open = |text: String, pstate: u32| {
+        let described = move |p: &str| {
+            let text = text.clone();
+            if p.starts_with("qSupported") {
+                return Some("PacketSize=1000;qXfer:features:read+".to_owned());
+            }
+            match p {
+                "g" => Some("00".repeat(16) + &to_hex(&pstate.to_le_bytes())),
+                "p61" => Some(to_hex(&0x1004u64.to_le_bytes())),
+                "p62" => Some(to_hex(&0x2008u64.to_le_bytes())),
+                "p63" => Some("E01".to_owned()),
+                _ => p.starts_with("qXfer:features:read:target.xml:0,").then(|| format!("l{text}")),
+            }
+        };
+        let program = Some(("fw.elf".to_owned(), elf.clone()));
+        let options = Options { program, area: Some(Area { start: RunAddr(0x8000), size: 0x1000 }) };
+        GdbTarget::new(device(described).unwrap(), &ARCH, options).unwrap()
+    };
+    let returns = |text: &str, pstate: u32| {
+        let mut t = open(text.to_owned(), pstate);
+        let threads = t.stop_all().unwrap();
+        let regs = t.registers(threads[0]).unwrap();
+        (t.returns(threads[0], &regs), t.sees_interrupts())
+    };
+    // The level is in bits 3:2, the mask is bit 7.
+    for (pstate, expected) in
+        [(0x3c5, &[0x1004][..]), (0x085, &[0x1004]), (0x3c9, &[0x1004, 0x2008]), (0x345, &[]), (0x3c0, &[])]
+    {
+        let (found, sees) = returns(CORE, pstate);
+        assert_eq!(found.unwrap().iter().map(|a| a.0).collect::<Vec<_>>(), expected, "{pstate:#x}");
+        assert!(sees);
+    }
+    // One that counts is not given.
+    assert_eq!(returns(CORE, 0x3cd).0.unwrap_err().rule(), "transport-lacks");
+    let (found, sees) = returns(&CORE.replace("ELR_", "other_").replace("elr_", "other_"), 0x3c5);
+    assert!(found.unwrap().is_empty() && !sees);
 }
 
 const MAP: &str = r#"<memory-map><memory type="flash" start="0x0" length="0x2000"/><memory type="ram" start="0x2000"
