@@ -8,7 +8,7 @@ use crate::session::area;
 use crate::session::attempt::{Attempt, Outcome, interrupted};
 use crate::session::error::SessionError;
 use crate::session::plan::{Options, Plan, PlannedSite, Value, encode_site, plan};
-use crate::session::record::{Record, RecordSite, State};
+use crate::session::record::{MAGIC, Record, RecordSite, State};
 use crate::session::region::{self, Piece};
 use crate::session::space::{StartRange, candidates};
 use crate::session::sweep::sweep;
@@ -303,10 +303,20 @@ fn build(
         program: package.program.file.clone(),
         sites,
     };
-    let bytes = record.encode();
+    write_record(target, &record)?;
+    Ok(record)
+}
+
+/// Writes the record, its mark last, as one aligned store: half a record would be taken for a damaged one, and keep
+/// everybody from reverting the patches that were there before.
+fn write_record(target: &mut dyn Target, record: &Record) -> Result<(), SessionError> {
+    let mut bytes = record.encode();
+    // The place may still bear a mark, from a first try.
+    bytes[..MAGIC.len()].fill(0);
     target.write(record.at, &bytes)?;
     verify(target, record.at, &bytes, "record")?;
-    Ok(record)
+    target.write(record.at, &MAGIC)?;
+    verify(target, record.at, &MAGIC, "record")
 }
 
 fn put(spans: &mut [(u64, Vec<u8>)], at: u64, bytes: &[u8]) -> Result<(), SessionError> {

@@ -684,6 +684,60 @@ fn what_a_killed_fix_left_can_be_reverted() {
     }
 }
 
+/// Wherever the writing of a second patch is cut off, every record can be read, and the first patch be reverted.
+#[test]
+fn what_was_cut_short_hides_no_other_patch() {
+    let s = Subject::fixed();
+    let before = s.process();
+    let mut first = before.clone();
+    apply(&mut first, &s.fix, &options(None)).expect("applies");
+    let first = first.rewound();
+    let mut whole = first.clone();
+    apply(&mut whole, &s.again, &options(None)).expect("applies");
+    for n in 0..whole.log.len() {
+        let what = format!("cut off at step {n} ({:x?})", whole.log[n]);
+        let mut p = first.clone();
+        p.plan = Some(Plan { fault: Fault::Half, step: n, then: Then::Everything });
+        let _ = apply(&mut p, &s.again, &options(None));
+        let mut p = p.let_go();
+        let all = session::list(&mut p).expect("lists");
+        let names: Vec<String> = all.into_iter().map(|r| r.unwrap_or_else(|e| panic!("{what}: {e}")).name).collect();
+        assert!(names == ["fix"] || names == ["fix", "again"], "{what}: {names:?}");
+        for name in names.iter().rev() {
+            match revert(&mut p, Some(name)) {
+                Ok(r) => assert_eq!(r.parked, None, "{what}"),
+                Err(e) => panic!("{what}: {e}"),
+            }
+        }
+        assert_untouched(&p, &before, &what);
+    }
+}
+
+/// Anybody can map a memory file of our name, as often as he likes.
+#[test]
+fn forged_records_are_believed_up_to_a_limit() {
+    let s = Subject::fixed();
+    let mut p = s.process();
+    apply(&mut p, &s.fix, &options(None)).expect("applies");
+    let mut forged = record(&p);
+    forged.description = "x".repeat(7 << 20);
+    let bytes = forged.encode();
+    for i in 0..4 {
+        p.maps.push(Map {
+            start: 0x10_0000_0000 + (i << 24),
+            perm: Perm::R,
+            offset: 0,
+            file: (1, 78),
+            name: "/memfd:tfix:forged (deleted)".into(),
+            bytes: bytes.clone(),
+        });
+    }
+    let all = session::list(&mut p).expect("lists");
+    let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+    assert_eq!((good.len(), bad.len()), (3, 2));
+    assert!(bad.into_iter().all(|e| e.is_err_and(|e| e.rule() == "bad-record")));
+}
+
 /// The same for `revert`, which another one finishes.
 #[test]
 fn what_a_killed_revert_left_can_be_reverted() {

@@ -224,7 +224,8 @@ impl Process {
             return None;
         }
         self.failed.get_or_insert(step);
-        Some(plan.fault)
+        // The dead do nothing by halves.
+        Some(if !first && plan.then == Then::Everything { Fault::Refused } else { plan.fault })
     }
 
     /// A step whose faults have no halves.
@@ -327,7 +328,14 @@ impl Process {
             self.rule(!(perm.write && perm.exec), || format!("{len:#x} bytes mapped writable and executable"));
             let fixed = abi.map_private | abi.map_fixed_noreplace;
             self.rule(args[3] == fixed, || format!("mmap with flags {:#x}", args[3]));
-            self.maps.push(Map { start, perm, offset: args[5], file: (1, 77), name, bytes: vec![0; len as usize] });
+            self.maps.push(Map {
+                start,
+                perm,
+                offset: args[5],
+                file: (1, args[4]),
+                name,
+                bytes: vec![0; len as usize],
+            });
             self.sort();
             Ok(start)
         } else {
