@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use support::{Workshop, fixture, symbols, word};
-use target::{Fault, Map, Plan, Process, Step, Then, Thread};
+use target::{Fault, Hole, Map, Plan, Process, Step, Then, Thread};
 use tigerfix::addr::RunAddr;
 use tigerfix::arch::Registers;
 use tigerfix::error::{Class, Explain as _};
@@ -800,6 +800,56 @@ fn an_image_in_use_is_parked() {
     assert_eq!((e.rule(), e.class()), ("busy", Class::Refused), "{e}");
     assert_free(&p, "busy");
     assert_same(&before.original(), &p.original(), "busy");
+}
+
+/// A page that can't be read hides no pointer beside it, and a line that breaks is no proof that there is none.
+#[test]
+fn a_search_leaves_out_only_what_cannot_be_read() {
+    let s = Subject::fixed();
+    let mut p = s.process();
+    const HEAP: u64 = 0x7f30_0000_0000;
+    p.maps.push(Map {
+        start: HEAP,
+        perm: Perm::RW,
+        offset: 0,
+        file: (0, 0),
+        name: String::new(),
+        bytes: vec![0; 0x4000],
+    });
+    apply(&mut p, &s.fix, &options(None)).expect("applies");
+    let new = record(&p).sites[0].new.0;
+    for (hole, pointer, why) in [
+        (Hole::Unreadable, None, None),
+        (Hole::Unreadable, Some(HEAP + 0x3ff8), Some("pointer into the image")),
+        (Hole::Unreadable, Some(HEAP + 0x1000), None),
+        (Hole::Broken, None, Some("injected fault")),
+    ] {
+        let mut p = p.rewound();
+        p.holes.push((HEAP + 0x1000, hole));
+        if let Some(at) = pointer {
+            p.poke(at, &new.to_le_bytes());
+        }
+        let parked = revert(&mut p, None).expect("reverts").parked;
+        let as_it_should = match why {
+            None => parked.is_none(),
+            Some(why) => parked.as_ref().is_some_and(|p| p.contains(why)),
+        };
+        assert!(as_it_should, "{hole:?}, {pointer:x?}: {parked:?}");
+        assert_free(&p, "after the search");
+    }
+}
+
+/// Registers may hold signed pointers as memory may.
+#[test]
+fn a_signed_pointer_in_a_register_is_one() {
+    let s = Subject::fixed();
+    let mut p = s.process();
+    p.by_call = true;
+    apply(&mut p, &s.fix, &options(None)).expect("applies");
+    let new = record(&p).sites[0].new.0;
+    p.threads[0].registers.set(1, new | 0x3d << 48);
+    let why = revert(&mut p, None).expect("reverts").parked.expect("parked");
+    assert!(why.contains("points into the image"), "{why}");
 }
 
 /// Resolvers run while the image is being written: the breakpoint that they return to must be visible to fetch by then.

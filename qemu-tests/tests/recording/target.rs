@@ -61,6 +61,15 @@ pub enum Then {
     Everything,
 }
 
+/// What happens where a page is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hole {
+    /// There is nothing.
+    Unreadable,
+    /// All else but the memory fails.
+    Broken,
+}
+
 /// A mapping with its contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map {
@@ -110,6 +119,8 @@ pub struct Process {
     pub interrupt_at: Option<usize>,
     /// A thread that goes elsewhere before so many looks: looks, thread, pc.
     pub leaves: Option<(u32, u64, u64)>,
+    /// Pages that can't be read, and those where the line breaks.
+    pub holes: Vec<(u64, Hole)>,
     pub open: BTreeMap<u64, String>,
     next_file: u64,
 }
@@ -147,6 +158,7 @@ impl Process {
             sites_written: false,
             interrupt_at: None,
             leaves: None,
+            holes: Vec::new(),
             open: BTreeMap::new(),
             next_file: 5,
         };
@@ -353,6 +365,12 @@ impl Target for Process {
         let step = Step::Read(addr.0, buf.len());
         if let Some(Fault::Refused | Fault::Half | Fault::Late) = self.step(step.clone()) {
             return Err(error(&step));
+        }
+        let end = addr.0 + buf.len() as u64;
+        match self.holes.iter().find(|h| h.0 < end && addr.0 < h.0 + 0x1000) {
+            Some((_, Hole::Unreadable)) => return Err(error(&step)),
+            Some((_, Hole::Broken)) => return Err(error(&Step::File)),
+            None => {}
         }
         let (mut at, mut rest) = (addr.0, buf);
         while !rest.is_empty() {
