@@ -124,7 +124,7 @@ fn put_back(
         Ok(()) => state(Outcome::Written),
         Err(e) => state(Outcome::Failed(e)),
     };
-    let mut write = |target: &mut dyn Target| with_flush(target, arch, &held, |t| restore(t, arch, record));
+    let mut write = |target: &mut dyn Target, _| with_flush(target, arch, &held, |t| restore(t, arch, record));
     let attempt = Attempt { timeout_ms, lead_out: false, write: &mut write, state: &state };
     attempt.run(target, &mut checker, clock)
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use support::{Workshop, fixture, symbols, word};
-use target::{Fault, Hole, Map, Plan, Process, Step, Then, Thread};
+use target::{AREA, Fault, Hole, Map, Plan, Process, Step, Then, Thread};
 use tigerfix::addr::RunAddr;
 use tigerfix::arch::Registers;
 use tigerfix::error::{Class, Explain as _};
@@ -893,4 +893,126 @@ fn the_recording_target_can_fail() {
 /// Does the error say that sites had been written?
 fn touched(e: &SessionError) -> bool {
     matches!(e.class(), Class::RolledBack | Class::Failed)
+}
+
+const AREA_AT: u64 = 0x50_0000;
+
+impl Subject {
+    /// A device, whose memory for patches is full of `bytes`.
+    fn device(&self, bytes: u8) -> Process {
+        let mut p = self.process();
+        let perm = Perm { read: true, write: true, exec: true };
+        let bytes = vec![bytes; 0x8000];
+        p.maps.push(Map { start: AREA_AT, perm, offset: 0, file: (0, 0), name: AREA.into(), bytes });
+        p.maps.sort_by_key(|m| m.start);
+        p
+    }
+}
+
+/// The names of all patches, of which none is damaged.
+#[track_caller]
+fn listed(p: &Process, what: &str) -> Vec<String> {
+    let all = session::list(&mut p.rewound()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    all.into_iter().map(|r| r.unwrap_or_else(|e| panic!("{what}: {e}")).name).collect()
+}
+
+#[test]
+fn patches_of_a_device_lie_in_its_area() {
+    let s = Subject::fixed();
+    for (bytes, form) in [(0, None), (0xa5, None), (0xa5, Some("island"))] {
+        let before = s.device(bytes);
+        let mut p = before.clone();
+        apply(&mut p, &s.fix, &options(form)).expect("applies");
+        assert_eq!(listed(&p, "fix"), ["fix"]);
+        apply(&mut p, &s.again, &options(form)).expect("applies");
+        assert_eq!(listed(&p, "both"), ["fix", "again"]);
+        for name in ["again", "fix"] {
+            assert_eq!(revert(&mut p, Some(name)).expect("reverts").parked, None);
+        }
+        assert_free(&p, "reverted");
+        assert_same(&before.original(), &p.original(), "reverted");
+        assert_eq!(listed(&p, "none"), [""; 0]);
+    }
+}
+
+/// Whatever goes wrong, once or for good, there is no half record, not even where an older one lay.
+#[test]
+fn a_failure_at_any_step_leaves_no_half_record_in_an_area() {
+    let s = Subject::fixed();
+    let before = s.device(0xa5);
+    let mut used = before.clone();
+    apply(&mut used, &s.again, &options(Some("island"))).expect("applies");
+    revert(&mut used, None).expect("reverts");
+    let used = used.rewound();
+    let mut steps = 0;
+    for then in [Then::Once, Then::Everything] {
+        // Nothing can be said of memory that stores something else when nobody looks any more.
+        for fault in FAULTS.into_iter().filter(|f| *f != Fault::Silent || then == Then::Once) {
+            for step in 0.. {
+                let mut p = used.clone();
+                p.plan = Some(Plan { fault, step, then });
+                let result = apply(&mut p, &s.fix, &options(Some("island")));
+                let Some(failed) = p.failed.clone() else { break };
+                let what = format!("{fault:?} at step {step} ({failed:x?}), {then:?}");
+                steps += 1;
+                let mut p = if then == Then::Once { p } else { p.let_go() };
+                let found = listed(&p, &what);
+                if then == Then::Once {
+                    assert_free(&p, &what);
+                    assert_eq!(result.is_ok(), found == ["fix"], "{what}: {found:?}");
+                }
+                if found.is_empty() {
+                    assert_same(&before.original(), &p.original(), &what);
+                    p = p.rewound();
+                    apply(&mut p, &s.fix, &options(None)).unwrap_or_else(|e| panic!("{what}; then apply: {e}"));
+                }
+                let mut p = p.rewound();
+                revert(&mut p, Some("fix")).unwrap_or_else(|e| panic!("{what}; then revert: {e}"));
+                assert_same(&before.original(), &p.original(), &what);
+            }
+        }
+    }
+    assert!(steps > 200, "{steps}");
+}
+
+/// Between two attempts the target runs, and may lose what was prepared.
+#[test]
+fn what_was_lost_between_two_attempts_is_missed() {
+    let s = Subject::fixed();
+    type Event = fn(&mut Process);
+    let starts_anew: Event = |p| p.maps.iter_mut().filter(|m| m.name == AREA).for_each(|m| m.bytes.fill(0));
+    let keeps_its_record: Event = |p| {
+        let r = session::list(&mut p.rewound()).expect("lists").remove(0).expect("a record");
+        p.poke(r.sites[1].new.0, &[0xcc]);
+    };
+    let becomes_another: Event = |p| {
+        for m in p.maps.iter_mut().filter(|m| m.is_region()) {
+            m.name = "/other".into();
+            m.bytes.fill(0x33);
+        }
+    };
+    let has_nothing_there: Event = |p| p.maps.retain(|m| !m.is_region());
+    let rows = [
+        (s.device(0xa5), starts_anew, "read-back"),
+        (s.device(0xa5), keeps_its_record, "read-back"),
+        (s.process(), becomes_another, "read-back"),
+        (s.process(), has_nothing_there, "target-memory"),
+    ];
+    for (i, (mut before, event, rule)) in rows.into_iter().enumerate() {
+        let what = format!("row {i}");
+        before.place(101, s.at("second") + 3, &[0]);
+        before.leaves = Some((3, 101, JIT));
+        apply(&mut before.clone(), &s.fix, &options(None)).unwrap_or_else(|e| panic!("{what}, undisturbed: {e}"));
+        let mut p = before.clone();
+        p.event = Some((2, event));
+        let e = apply(&mut p, &s.fix, &options(None)).map(|a| a.attempts).expect_err(&what);
+        assert_eq!((e.rule(), e.class()), (rule, Class::Refused), "{what}: {e}");
+        assert_free(&p, &what);
+        assert!(!p.sites_written, "{what}");
+        assert_eq!(listed(&p, &what), [""; 0]);
+        // What the other program has there is its own.
+        assert_eq!(p.maps.iter().any(|m| m.name == "/other"), i == 2, "{what}");
+        let ours: Vec<Map> = p.original().into_iter().filter(|m| m.name != "/other").collect();
+        assert_same(&before.original(), &ours, &what);
+    }
 }
