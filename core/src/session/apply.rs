@@ -8,7 +8,7 @@ use crate::session::area;
 use crate::session::attempt::{Attempt, Outcome, interrupted};
 use crate::session::error::SessionError;
 use crate::session::plan::{Options, Plan, PlannedSite, Value, encode_site, plan};
-use crate::session::record::{Record, RecordSite, State};
+use crate::session::record::{MAGIC, REGION_PREFIX, Record, RecordSite, State};
 use crate::session::region::{self, Piece};
 use crate::session::space::{StartRange, candidates};
 use crate::session::sweep::sweep;
@@ -46,14 +46,14 @@ pub fn apply(
     }
     let mut prepared = prepare(target, arch, package, &plan, clock)?;
     match commit(target, arch, &plan, options, clock, &mut prepared) {
-        Ok((pause_us, attempts)) => Ok(Applied { record: prepared, pause_us, attempts }),
+        Ok((pause_us, attempts)) => Ok(Applied { record: prepared.record, pause_us, attempts }),
         // Sites may lead to the image: the record is what can still mend them.
         Err(e @ (SessionError::Stuck { .. } | SessionError::NotResumed { .. })) => Err(e),
-        Err(e) => match discard(target, arch, &prepared) {
+        Err(e) => match discard(target, arch, &prepared.record) {
             Ok(()) => Err(e),
             Err(_) if matches!(e, SessionError::Target(TargetError::Gone { .. })) => Err(e),
             Err(undo) => {
-                let all = [(prepared.at, prepared.region_size), prepared.islands];
+                let all = [(prepared.record.at, prepared.record.region_size), prepared.record.islands];
                 Err(left_over(e, &addresses(&all), &undo))
             }
         },
@@ -72,6 +72,9 @@ fn left_over(cause: SessionError, at: &[RunAddr], undo: &dyn core::fmt::Display)
 
 /// Unmaps a region that no site refers to.
 pub(super) fn discard(target: &mut dyn Target, arch: &dyn Arch, record: &Record) -> Result<(), SessionError> {
+    if !is_there(target, record.at) {
+        return Ok(());
+    }
     region::hold(target)?;
     let mut result = region::unmap(target, arch, record.at, record.region_size);
     if record.islands.1 != 0 {
@@ -80,6 +83,20 @@ pub(super) fn discard(target: &mut dyn Target, arch: &dyn Arch, record: &Record)
     let released = region::release(target);
     result?;
     Ok(released?)
+}
+
+/// Is our region still at `at`? A process that has become another program since has something of its own there.
+fn is_there(target: &mut dyn Target, at: RunAddr) -> bool {
+    let in_area = target.area().is_some();
+    let maps = target.mappings().filter(|_| !in_area).and_then(|m| m.mappings().ok());
+    maps.is_none_or(|maps| maps.iter().any(|m| m.contains(at) && m.name.starts_with(REGION_PREFIX)))
+}
+
+/// What was written before anybody was stopped.
+struct Prepared {
+    record: Record,
+    /// The code of image and islands, where a device that starts anew may lose it.
+    code: Vec<(RunAddr, Vec<u8>)>,
 }
 
 /// Steps 3 and 4: allocates, writes the image, settles the residue, writes the record. Nothing refers to it yet.
@@ -91,7 +108,7 @@ fn prepare(
     package: &Package,
     plan: &Plan,
     clock: &mut dyn Clock,
-) -> Result<Record, SessionError> {
+) -> Result<Prepared, SessionError> {
     region::hold(target)?;
     let mapped = match map_all(target, arch, package, plan) {
         Ok(m) => m,
@@ -122,9 +139,9 @@ fn prepare(
         };
     }
     let e = match built {
-        Ok(record) if !held => return Ok(record),
-        Ok(record) => {
-            return region::release(target).map(|()| record).map_err(|cause| SessionError::NotResumed {
+        Ok(prepared) if !held => return Ok(prepared),
+        Ok(prepared) => {
+            return region::release(target).map(|()| prepared).map_err(|cause| SessionError::NotResumed {
                 what: alloc::format!("the image at {} stays mapped, nothing refers to it", mapped.region),
                 cause: Box::new(cause),
             });
@@ -239,7 +256,7 @@ fn build(
     plan: &Plan,
     mapped: &Mapped,
     clock: &mut dyn Clock,
-) -> Result<Record, SessionError> {
+) -> Result<Prepared, SessionError> {
     let image = mapped.image;
     let mut spans: Vec<(u64, Vec<u8>)> = package.spans.iter().map(|s| (s.offset, s.data.clone())).collect();
     if plan.reserved.is_some() {
@@ -317,10 +334,26 @@ fn build(
         program: package.program.file.clone(),
         sites,
     };
-    let bytes = record.encode();
+    write_record(target, &record)?;
+    let mut code = Vec::new();
+    if target.area().is_some() {
+        let exec = package.spans.iter().zip(spans).filter(|(s, _)| s.perm.exec);
+        code.extend(exec.map(|(_, (offset, data))| (image.offset(offset), data)));
+        code.extend(islands.iter().map(|(at, code)| (*at, code.bytes().to_vec())));
+    }
+    Ok(Prepared { record, code })
+}
+
+/// Writes the record, its mark last, as one aligned store: half a record would be taken for a damaged one, and keep
+/// everybody from reverting the patches that were there before.
+fn write_record(target: &mut dyn Target, record: &Record) -> Result<(), SessionError> {
+    let mut bytes = record.encode();
+    // The place may still bear a mark, from a first try.
+    bytes[..MAGIC.len()].fill(0);
     target.write(record.at, &bytes)?;
     verify(target, record.at, &bytes, "record")?;
-    Ok(record)
+    target.write(record.at, &MAGIC)?;
+    verify(target, record.at, &MAGIC, "record")
 }
 
 fn put(spans: &mut [(u64, Vec<u8>)], at: u64, bytes: &[u8]) -> Result<(), SessionError> {
@@ -417,9 +450,10 @@ fn commit(
     plan: &Plan,
     options: &Options,
     clock: &mut dyn Clock,
-    record: &mut Record,
+    prepared: &mut Prepared,
 ) -> Result<(u64, u32), SessionError> {
     let mut checker = plan.inspected.checker(target, arch, &plan.protected);
+    let Prepared { record, code } = prepared;
     let at = record.at;
     let state = |outcome: Outcome<'_>| match outcome {
         Outcome::Written => String::from("the patch is in"),
@@ -430,9 +464,23 @@ fn commit(
         Ok(()) => state(Outcome::Written),
         Err(e) => state(Outcome::Failed(e)),
     };
-    let mut write = |target: &mut dyn Target| with_flush(target, arch, &held, |t| write_sites(t, arch, record));
+    let mut write = |target: &mut dyn Target, attempt: u32| {
+        with_flush(target, arch, &held, |t| {
+            // Everybody waits: the first attempt follows the writing at once.
+            let code = if attempt > 1 { code.as_slice() } else { &[] };
+            still_as_written(t, record, code)?;
+            write_sites(t, arch, record)
+        })
+    };
     let attempt = Attempt { timeout_ms: options.timeout_ms, lead_out: true, write: &mut write, state: &state };
     attempt.run(target, &mut checker, clock)
+}
+
+/// The target has run since record and image were written: a process may have become another program, a device may have
+/// started anew with the same old code, and the jumps would lead to nowhere.
+fn still_as_written(target: &mut dyn Target, record: &Record, code: &[(RunAddr, Vec<u8>)]) -> Result<(), SessionError> {
+    verify(target, record.at, &record.encode(), "record")?;
+    code.iter().try_for_each(|(at, code)| verify(target, *at, code, "image"))
 }
 
 /// All threads are stopped and none is in the way. The journal (old and new bytes of every site) is in the record.

@@ -29,8 +29,8 @@ pub(super) struct Attempt<'a> {
     pub(super) timeout_ms: u64,
     /// Help threads that are inside to get out while the others stay stopped.
     pub(super) lead_out: bool,
-    /// Changes the sites; everybody is stopped, and nobody in the way.
-    pub(super) write: &'a mut dyn FnMut(&mut dyn Target) -> Result<(), SessionError>,
+    /// Changes the sites; everybody is stopped, and nobody in the way. Is given the number of the attempt, from 1 on.
+    pub(super) write: &'a mut dyn FnMut(&mut dyn Target, u32) -> Result<(), SessionError>,
     /// In what state the target is, should its threads not be let go after this outcome.
     pub(super) state: &'a dyn Fn(Outcome<'_>) -> String,
 }
@@ -68,7 +68,7 @@ impl Attempt<'_> {
                 outcome = checker.lead_out(target, blockers, clock, deadline);
             }
             let outcome = match outcome {
-                Ok(blockers) if blockers.is_empty() => (self.write)(target).map(|()| Vec::new()),
+                Ok(blockers) if blockers.is_empty() => (self.write)(target, attempts).map(|()| Vec::new()),
                 other => other,
             };
             let resumed = resume_all(target);

@@ -284,7 +284,7 @@ pub fn plan(
     if options.policy == Policy::Function {
         protected.extend(protect_earlier(&inspected, &sites, area.is_some()));
     }
-    let sequence = inspected.records.iter().map(|r| r.sequence).max().unwrap_or(0) + 1;
+    let sequence = next_sequence(&inspected.records)?;
     Ok(Plan {
         target: target.describe(),
         name: package.name.clone(),
@@ -345,6 +345,13 @@ fn chosen_forms(arch: &dyn Arch, options: &Options) -> Result<Vec<&'static JumpF
             }),
         },
     }
+}
+
+/// The place of a new patch in the order of application.
+fn next_sequence(records: &[Record]) -> Result<u64, SessionError> {
+    let Some(last) = records.iter().max_by_key(|r| r.sequence) else { return Ok(1) };
+    let why = "no sequence number can follow its own";
+    last.sequence.checked_add(1).ok_or(SessionError::BadRecord { at: last.at, why })
 }
 
 fn check_records(target: &dyn Target, records: &[Record], name: &str) -> Result<(), SessionError> {
@@ -791,6 +798,34 @@ mod tests {
             new_offset: 0,
             landing: 0,
             own_address,
+        }
+    }
+
+    #[test]
+    fn sequence_numbers_end() {
+        let last = |n| [record_with(2), record_with(n)];
+        assert_eq!(next_sequence(&[]).unwrap(), 1);
+        assert_eq!(next_sequence(&last(7)).unwrap(), 8);
+        assert_eq!(next_sequence(&last(1)).unwrap(), 3);
+        assert!(matches!(next_sequence(&last(u64::MAX)).unwrap_err(), SessionError::BadRecord { .. }));
+    }
+
+    fn record_with(sequence: u64) -> Record {
+        Record {
+            at: RunAddr(0x1000),
+            state: State::Applied,
+            sequence,
+            region_size: 0x2000,
+            image: RunAddr(0x2000),
+            image_size: 0x1000,
+            islands: (RunAddr(0), 0),
+            eh_frame: (RunAddr(0), 0),
+            applied_at: 0,
+            name: String::new(),
+            version: String::new(),
+            description: String::new(),
+            program: String::new(),
+            sites: Vec::new(),
         }
     }
 

@@ -20,7 +20,7 @@ const SITE: usize = 96;
 const STATE_AT: u64 = 8;
 /// The longest trampoline that a site of a record can hold, bytes.
 pub const SITE_BYTES: usize = 16;
-/// The largest record that is believed, bytes.
+/// The largest record that is believed, and the most that all regions of a target may have together, bytes.
 const MAX_RECORD: u64 = 16 << 20;
 
 /// How far a patch is.
@@ -179,6 +179,11 @@ impl Record {
     /// # Errors
     /// [`SessionError::BadRecord`] with what is wrong; target errors.
     pub fn read(target: &mut dyn Target, at: RunAddr) -> Result<Record, SessionError> {
+        Record::read_within(target, at, &mut MAX_RECORD.clone())
+    }
+
+    /// [`Record::read`], of a record of at most `room` bytes, which its size is taken off.
+    fn read_within(target: &mut dyn Target, at: RunAddr, room: &mut u64) -> Result<Record, SessionError> {
         let bad = |why| SessionError::BadRecord { at, why };
         let mut header = [0u8; HEADER];
         target.read(at, &mut header)?;
@@ -186,9 +191,10 @@ impl Record {
             return Err(bad("no magic number"));
         }
         let total = get(&header, 16, 8).unwrap_or(0);
-        if total < HEADER as u64 || total > MAX_RECORD {
+        if total < HEADER as u64 || total > *room {
             return Err(bad("impossible size"));
         }
+        *room -= total;
         let mut bytes = vec![0u8; total as usize];
         target.read(at, &mut bytes)?;
         Record::decode(at, &bytes).ok_or_else(|| bad("fields outside the record"))
@@ -196,10 +202,14 @@ impl Record {
 
     fn decode(at: RunAddr, b: &[u8]) -> Option<Record> {
         let strings = usize::try_from(get(b, 136, 8)?).ok()?;
-        let string = |pos: usize| {
+        // Texts don't overlap: anybody can make a record, and must not make us need more memory than it has itself.
+        let mut left = b.len();
+        let mut string = |pos: usize| {
             let v = get(b, pos, 8)?;
-            let from = strings.checked_add((v & 0xffff_ffff) as usize)?;
-            let bytes = b.get(from..from.checked_add((v >> 32) as usize)?)?;
+            let (at, len) = ((v & 0xffff_ffff) as usize, (v >> 32) as usize);
+            left = left.checked_sub(len)?;
+            let from = strings.checked_add(at)?;
+            let bytes = b.get(from..from.checked_add(len)?)?;
             Some(String::from_utf8_lossy(bytes).into_owned())
         };
         let addr = |pos| get(b, pos, 8).map(RunAddr);
@@ -272,11 +282,13 @@ pub fn records(target: &mut dyn Target, mappings: &[Mapping]) -> Vec<Result<Reco
         Some(area) => super::area::records(target, area),
         None => Vec::new(),
     };
+    // One small file can be mapped any number of times.
+    let mut room = MAX_RECORD;
     for m in mappings {
         if !m.name.starts_with(REGION_PREFIX) || m.offset != 0 {
             continue;
         }
-        match Record::read(target, m.start) {
+        match Record::read_within(target, m.start, &mut room) {
             Ok(r) => out.push(Ok(r)),
             // An islands region has no record; it belongs to one that has.
             Err(SessionError::BadRecord { why: "no magic number", .. }) => {}
@@ -323,6 +335,21 @@ mod tests {
     fn what_is_encoded_is_decoded() {
         let r = sample();
         assert_eq!(Record::decode(r.at, &r.encode()), Some(r));
+    }
+
+    #[test]
+    fn texts_that_share_their_bytes_are_refused() {
+        let mut b = sample().encode();
+        let whole = (b.len() as u64) << 32;
+        put(&mut b, 136, 8, 0);
+        put(&mut b, 96, 8, whole);
+        put(&mut b, 104, 8, 0);
+        for pos in [112, 120, HEADER + 32, HEADER + 40] {
+            put(&mut b, pos, 8, 0);
+        }
+        assert!(Record::decode(RunAddr(0), &b).is_some(), "one of them is possible");
+        put(&mut b, 104, 8, 1 << 32);
+        assert_eq!(Record::decode(RunAddr(0), &b), None);
     }
 
     #[test]

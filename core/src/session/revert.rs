@@ -21,6 +21,8 @@ const LOOK_US: u64 = 50_000;
 const SMALL: u64 = 64 << 10;
 /// Memory is searched in pieces of this many bytes.
 const CHUNK: u64 = 256 << 10;
+/// What can't be read is at least this large, bytes.
+const PAGE: u64 = 4 << 10;
 
 /// A patch that was reverted.
 #[derive(Clone, Debug)]
@@ -122,7 +124,7 @@ fn put_back(
         Ok(()) => state(Outcome::Written),
         Err(e) => state(Outcome::Failed(e)),
     };
-    let mut write = |target: &mut dyn Target| with_flush(target, arch, &held, |t| restore(t, arch, record));
+    let mut write = |target: &mut dyn Target, _| with_flush(target, arch, &held, |t| restore(t, arch, record));
     let attempt = Attempt { timeout_ms, lead_out: false, write: &mut write, state: &state };
     attempt.run(target, &mut checker, clock)
 }
@@ -287,7 +289,8 @@ fn search(
 ) -> Result<Option<Why>, SessionError> {
     let layout = arch.registers();
     let word = arch.address_bits() / 8;
-    let inside = |v: u64| ranges.iter().any(|r| r.0.0 <= v && v < r.1.0);
+    let bits = arch.return_address_bits() & if word == 4 { u64::from(u32::MAX) } else { u64::MAX };
+    let inside = |v: u64| ranges.iter().any(|r| v.wrapping_sub(r.0.0) & bits < r.1.0.saturating_sub(r.0.0));
     let mut stacks = Vec::new();
     for &t in threads {
         let api = target.threads().ok_or(TargetError::Unsupported { what: "read registers" })?;
@@ -336,19 +339,40 @@ fn search(
         while at < end {
             let n = (end.0 - at.0).min(CHUNK) as usize;
             let piece = &mut buf[..n];
-            // Device memory and the like can't be read, and holds no pointers of ours.
-            if target.read(at, piece).is_ok() {
-                let find = |r: &(RunAddr, RunAddr)| {
-                    find_word(piece, word, arch.data_endian(), arch.return_address_bits(), r.0.0..r.1.0)
-                };
-                if let Some(i) = ranges.iter().find_map(find) {
-                    let place = at.offset((i * usize::from(word)) as u64);
-                    let name = if name.is_empty() { "anonymous memory" } else { name.as_str() };
-                    return Ok(Some(format!("a pointer into the image lies at {place} ({name})").into()));
-                }
+            read_around(target, at, piece)?;
+            let find = |r: &(RunAddr, RunAddr)| {
+                find_word(piece, word, arch.data_endian(), arch.return_address_bits(), r.0.0..r.1.0)
+            };
+            if let Some(i) = ranges.iter().find_map(find) {
+                let place = at.offset((i * usize::from(word)) as u64);
+                let name = if name.is_empty() { "anonymous memory" } else { name.as_str() };
+                return Ok(Some(format!("a pointer into the image lies at {place} ({name})").into()));
             }
             at = at.offset(n as u64);
         }
     }
     Ok(None)
+}
+
+/// Reads what can be read at `at`, page by page where it is not all; the rest becomes zeros, which point nowhere. Device
+/// memory and guard pages can't be read, and hold no pointers of ours.
+fn read_around(target: &mut dyn Target, at: RunAddr, buf: &mut [u8]) -> Result<(), TargetError> {
+    match target.read(at, buf) {
+        Err(TargetError::Memory { .. }) => {}
+        other => return other,
+    }
+    let mut at = at;
+    let mut rest = buf;
+    while !rest.is_empty() {
+        let to_next = (PAGE - at.0 % PAGE) as usize;
+        let (page, behind) = rest.split_at_mut(to_next.min(rest.len()));
+        match target.read(at, page) {
+            // What was read in part is not what lies there.
+            Err(TargetError::Memory { .. }) => page.fill(0),
+            other => other?,
+        }
+        at = at.offset(page.len() as u64);
+        rest = behind;
+    }
+    Ok(())
 }

@@ -95,6 +95,10 @@ impl Arch for Caching {
     fn user_space_end(&self) -> u64 {
         X86_64.user_space_end()
     }
+    /// Like an architecture that signs its return addresses.
+    fn return_address_bits(&self) -> u64 {
+        (1 << 48) - 1
+    }
     fn breakpoint(&self) -> &'static [u8] {
         X86_64.breakpoint()
     }

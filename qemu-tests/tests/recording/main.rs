@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use support::{Workshop, fixture, symbols, word};
-use target::{Fault, Map, Plan, Process, Step, Then, Thread};
+use target::{AREA, Fault, Hole, Map, Plan, Process, Step, Then, Thread};
 use tigerfix::addr::RunAddr;
 use tigerfix::arch::Registers;
 use tigerfix::error::{Class, Explain as _};
@@ -684,6 +684,60 @@ fn what_a_killed_fix_left_can_be_reverted() {
     }
 }
 
+/// Wherever the writing of a second patch is cut off, every record can be read, and the first patch be reverted.
+#[test]
+fn what_was_cut_short_hides_no_other_patch() {
+    let s = Subject::fixed();
+    let before = s.process();
+    let mut first = before.clone();
+    apply(&mut first, &s.fix, &options(None)).expect("applies");
+    let first = first.rewound();
+    let mut whole = first.clone();
+    apply(&mut whole, &s.again, &options(None)).expect("applies");
+    for n in 0..whole.log.len() {
+        let what = format!("cut off at step {n} ({:x?})", whole.log[n]);
+        let mut p = first.clone();
+        p.plan = Some(Plan { fault: Fault::Half, step: n, then: Then::Everything });
+        let _ = apply(&mut p, &s.again, &options(None));
+        let mut p = p.let_go();
+        let all = session::list(&mut p).expect("lists");
+        let names: Vec<String> = all.into_iter().map(|r| r.unwrap_or_else(|e| panic!("{what}: {e}")).name).collect();
+        assert!(names == ["fix"] || names == ["fix", "again"], "{what}: {names:?}");
+        for name in names.iter().rev() {
+            match revert(&mut p, Some(name)) {
+                Ok(r) => assert_eq!(r.parked, None, "{what}"),
+                Err(e) => panic!("{what}: {e}"),
+            }
+        }
+        assert_untouched(&p, &before, &what);
+    }
+}
+
+/// Anybody can map a memory file of our name, as often as he likes.
+#[test]
+fn forged_records_are_believed_up_to_a_limit() {
+    let s = Subject::fixed();
+    let mut p = s.process();
+    apply(&mut p, &s.fix, &options(None)).expect("applies");
+    let mut forged = record(&p);
+    forged.description = "x".repeat(7 << 20);
+    let bytes = forged.encode();
+    for i in 0..4 {
+        p.maps.push(Map {
+            start: 0x10_0000_0000 + (i << 24),
+            perm: Perm::R,
+            offset: 0,
+            file: (1, 78),
+            name: "/memfd:tfix:forged (deleted)".into(),
+            bytes: bytes.clone(),
+        });
+    }
+    let all = session::list(&mut p).expect("lists");
+    let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+    assert_eq!((good.len(), bad.len()), (3, 2));
+    assert!(bad.into_iter().all(|e| e.is_err_and(|e| e.rule() == "bad-record")));
+}
+
 /// The same for `revert`, which another one finishes.
 #[test]
 fn what_a_killed_revert_left_can_be_reverted() {
@@ -748,6 +802,56 @@ fn an_image_in_use_is_parked() {
     assert_same(&before.original(), &p.original(), "busy");
 }
 
+/// A page that can't be read hides no pointer beside it, and a line that breaks is no proof that there is none.
+#[test]
+fn a_search_leaves_out_only_what_cannot_be_read() {
+    let s = Subject::fixed();
+    let mut p = s.process();
+    const HEAP: u64 = 0x7f30_0000_0000;
+    p.maps.push(Map {
+        start: HEAP,
+        perm: Perm::RW,
+        offset: 0,
+        file: (0, 0),
+        name: String::new(),
+        bytes: vec![0; 0x4000],
+    });
+    apply(&mut p, &s.fix, &options(None)).expect("applies");
+    let new = record(&p).sites[0].new.0;
+    for (hole, pointer, why) in [
+        (Hole::Unreadable, None, None),
+        (Hole::Unreadable, Some(HEAP + 0x3ff8), Some("pointer into the image")),
+        (Hole::Unreadable, Some(HEAP + 0x1000), None),
+        (Hole::Broken, None, Some("injected fault")),
+    ] {
+        let mut p = p.rewound();
+        p.holes.push((HEAP + 0x1000, hole));
+        if let Some(at) = pointer {
+            p.poke(at, &new.to_le_bytes());
+        }
+        let parked = revert(&mut p, None).expect("reverts").parked;
+        let as_it_should = match why {
+            None => parked.is_none(),
+            Some(why) => parked.as_ref().is_some_and(|p| p.contains(why)),
+        };
+        assert!(as_it_should, "{hole:?}, {pointer:x?}: {parked:?}");
+        assert_free(&p, "after the search");
+    }
+}
+
+/// Registers may hold signed pointers as memory may.
+#[test]
+fn a_signed_pointer_in_a_register_is_one() {
+    let s = Subject::fixed();
+    let mut p = s.process();
+    p.by_call = true;
+    apply(&mut p, &s.fix, &options(None)).expect("applies");
+    let new = record(&p).sites[0].new.0;
+    p.threads[0].registers.set(1, new | 0x3d << 48);
+    let why = revert(&mut p, None).expect("reverts").parked.expect("parked");
+    assert!(why.contains("points into the image"), "{why}");
+}
+
 /// Resolvers run while the image is being written: the breakpoint that they return to must be visible to fetch by then.
 #[test]
 fn resolvers_return_to_flushed_code() {
@@ -789,4 +893,126 @@ fn the_recording_target_can_fail() {
 /// Does the error say that sites had been written?
 fn touched(e: &SessionError) -> bool {
     matches!(e.class(), Class::RolledBack | Class::Failed)
+}
+
+const AREA_AT: u64 = 0x50_0000;
+
+impl Subject {
+    /// A device, whose memory for patches is full of `bytes`.
+    fn device(&self, bytes: u8) -> Process {
+        let mut p = self.process();
+        let perm = Perm { read: true, write: true, exec: true };
+        let bytes = vec![bytes; 0x8000];
+        p.maps.push(Map { start: AREA_AT, perm, offset: 0, file: (0, 0), name: AREA.into(), bytes });
+        p.maps.sort_by_key(|m| m.start);
+        p
+    }
+}
+
+/// The names of all patches, of which none is damaged.
+#[track_caller]
+fn listed(p: &Process, what: &str) -> Vec<String> {
+    let all = session::list(&mut p.rewound()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    all.into_iter().map(|r| r.unwrap_or_else(|e| panic!("{what}: {e}")).name).collect()
+}
+
+#[test]
+fn patches_of_a_device_lie_in_its_area() {
+    let s = Subject::fixed();
+    for (bytes, form) in [(0, None), (0xa5, None), (0xa5, Some("island"))] {
+        let before = s.device(bytes);
+        let mut p = before.clone();
+        apply(&mut p, &s.fix, &options(form)).expect("applies");
+        assert_eq!(listed(&p, "fix"), ["fix"]);
+        apply(&mut p, &s.again, &options(form)).expect("applies");
+        assert_eq!(listed(&p, "both"), ["fix", "again"]);
+        for name in ["again", "fix"] {
+            assert_eq!(revert(&mut p, Some(name)).expect("reverts").parked, None);
+        }
+        assert_free(&p, "reverted");
+        assert_same(&before.original(), &p.original(), "reverted");
+        assert_eq!(listed(&p, "none"), [""; 0]);
+    }
+}
+
+/// Whatever goes wrong, once or for good, there is no half record, not even where an older one lay.
+#[test]
+fn a_failure_at_any_step_leaves_no_half_record_in_an_area() {
+    let s = Subject::fixed();
+    let before = s.device(0xa5);
+    let mut used = before.clone();
+    apply(&mut used, &s.again, &options(Some("island"))).expect("applies");
+    revert(&mut used, None).expect("reverts");
+    let used = used.rewound();
+    let mut steps = 0;
+    for then in [Then::Once, Then::Everything] {
+        // Nothing can be said of memory that stores something else when nobody looks any more.
+        for fault in FAULTS.into_iter().filter(|f| *f != Fault::Silent || then == Then::Once) {
+            for step in 0.. {
+                let mut p = used.clone();
+                p.plan = Some(Plan { fault, step, then });
+                let result = apply(&mut p, &s.fix, &options(Some("island")));
+                let Some(failed) = p.failed.clone() else { break };
+                let what = format!("{fault:?} at step {step} ({failed:x?}), {then:?}");
+                steps += 1;
+                let mut p = if then == Then::Once { p } else { p.let_go() };
+                let found = listed(&p, &what);
+                if then == Then::Once {
+                    assert_free(&p, &what);
+                    assert_eq!(result.is_ok(), found == ["fix"], "{what}: {found:?}");
+                }
+                if found.is_empty() {
+                    assert_same(&before.original(), &p.original(), &what);
+                    p = p.rewound();
+                    apply(&mut p, &s.fix, &options(None)).unwrap_or_else(|e| panic!("{what}; then apply: {e}"));
+                }
+                let mut p = p.rewound();
+                revert(&mut p, Some("fix")).unwrap_or_else(|e| panic!("{what}; then revert: {e}"));
+                assert_same(&before.original(), &p.original(), &what);
+            }
+        }
+    }
+    assert!(steps > 200, "{steps}");
+}
+
+/// Between two attempts the target runs, and may lose what was prepared.
+#[test]
+fn what_was_lost_between_two_attempts_is_missed() {
+    let s = Subject::fixed();
+    type Event = fn(&mut Process);
+    let starts_anew: Event = |p| p.maps.iter_mut().filter(|m| m.name == AREA).for_each(|m| m.bytes.fill(0));
+    let keeps_its_record: Event = |p| {
+        let r = session::list(&mut p.rewound()).expect("lists").remove(0).expect("a record");
+        p.poke(r.sites[1].new.0, &[0xcc]);
+    };
+    let becomes_another: Event = |p| {
+        for m in p.maps.iter_mut().filter(|m| m.is_region()) {
+            m.name = "/other".into();
+            m.bytes.fill(0x33);
+        }
+    };
+    let has_nothing_there: Event = |p| p.maps.retain(|m| !m.is_region());
+    let rows = [
+        (s.device(0xa5), starts_anew, "read-back"),
+        (s.device(0xa5), keeps_its_record, "read-back"),
+        (s.process(), becomes_another, "read-back"),
+        (s.process(), has_nothing_there, "target-memory"),
+    ];
+    for (i, (mut before, event, rule)) in rows.into_iter().enumerate() {
+        let what = format!("row {i}");
+        before.place(101, s.at("second") + 3, &[0]);
+        before.leaves = Some((3, 101, JIT));
+        apply(&mut before.clone(), &s.fix, &options(None)).unwrap_or_else(|e| panic!("{what}, undisturbed: {e}"));
+        let mut p = before.clone();
+        p.event = Some((2, event));
+        let e = apply(&mut p, &s.fix, &options(None)).map(|a| a.attempts).expect_err(&what);
+        assert_eq!((e.rule(), e.class()), (rule, Class::Refused), "{what}: {e}");
+        assert_free(&p, &what);
+        assert!(!p.sites_written, "{what}");
+        assert_eq!(listed(&p, &what), [""; 0]);
+        // What the other program has there is its own.
+        assert_eq!(p.maps.iter().any(|m| m.name == "/other"), i == 2, "{what}");
+        let ours: Vec<Map> = p.original().into_iter().filter(|m| m.name != "/other").collect();
+        assert_same(&before.original(), &ours, &what);
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use tigerfix::addr::RunAddr;
 use tigerfix::arch::Registers;
-use tigerfix::target::{CacheFlush, Calls, Mapping, Mappings, Perm, Target, TargetError, ThreadId, Threads};
+use tigerfix::target::{Area, CacheFlush, Calls, Mapping, Mappings, Perm, Target, TargetError, ThreadId, Threads};
 use tigerfix_arch_x86_64::X86_64;
 use tigerfix_core::arch::Arch as _;
 
@@ -61,6 +61,18 @@ pub enum Then {
     Everything,
 }
 
+/// What happens where a page is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hole {
+    /// There is nothing.
+    Unreadable,
+    /// All else but the memory fails.
+    Broken,
+}
+
+/// Name of the memory for patches of a device, which can't make system calls.
+pub const AREA: &str = "area";
+
 /// A mapping with its contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map {
@@ -77,7 +89,7 @@ impl Map {
         self.start + self.bytes.len() as u64
     }
     pub fn is_region(&self) -> bool {
-        self.name.starts_with("/memfd:tfix:")
+        self.name.starts_with("/memfd:tfix:") || self.name == AREA
     }
 }
 
@@ -110,6 +122,10 @@ pub struct Process {
     pub interrupt_at: Option<usize>,
     /// A thread that goes elsewhere before so many looks: looks, thread, pc.
     pub leaves: Option<(u32, u64, u64)>,
+    /// What happens to the target before so many looks.
+    pub event: Option<(u32, fn(&mut Process))>,
+    /// Pages that can't be read, and those where the line breaks.
+    pub holes: Vec<(u64, Hole)>,
     pub open: BTreeMap<u64, String>,
     next_file: u64,
 }
@@ -147,6 +163,8 @@ impl Process {
             sites_written: false,
             interrupt_at: None,
             leaves: None,
+            event: None,
+            holes: Vec::new(),
             open: BTreeMap::new(),
             next_file: 5,
         };
@@ -224,7 +242,8 @@ impl Process {
             return None;
         }
         self.failed.get_or_insert(step);
-        Some(plan.fault)
+        // The dead do nothing by halves.
+        Some(if !first && plan.then == Then::Everything { Fault::Refused } else { plan.fault })
     }
 
     /// A step whose faults have no halves.
@@ -250,7 +269,8 @@ impl Process {
         while !rest.is_empty() {
             let m = self.maps.iter_mut().find(|m| m.start <= at && at < m.end()).ok_or_else(bad)?;
             let n = rest.len().min((m.end() - at) as usize);
-            let (region, exec) = (m.is_region(), m.perm.exec);
+            // In an area code and data are not told apart.
+            let (region, exec) = (m.is_region(), m.perm.exec && m.name != AREA);
             m.bytes[(at - m.start) as usize..][..n].copy_from_slice(&rest[..n]);
             if exec && self.caches {
                 self.dirty.push((at, at + n as u64));
@@ -327,7 +347,14 @@ impl Process {
             self.rule(!(perm.write && perm.exec), || format!("{len:#x} bytes mapped writable and executable"));
             let fixed = abi.map_private | abi.map_fixed_noreplace;
             self.rule(args[3] == fixed, || format!("mmap with flags {:#x}", args[3]));
-            self.maps.push(Map { start, perm, offset: args[5], file: (1, 77), name, bytes: vec![0; len as usize] });
+            self.maps.push(Map {
+                start,
+                perm,
+                offset: args[5],
+                file: (1, args[4]),
+                name,
+                bytes: vec![0; len as usize],
+            });
             self.sort();
             Ok(start)
         } else {
@@ -345,6 +372,12 @@ impl Target for Process {
         let step = Step::Read(addr.0, buf.len());
         if let Some(Fault::Refused | Fault::Half | Fault::Late) = self.step(step.clone()) {
             return Err(error(&step));
+        }
+        let end = addr.0 + buf.len() as u64;
+        match self.holes.iter().find(|h| h.0 < end && addr.0 < h.0 + 0x1000) {
+            Some((_, Hole::Unreadable)) => return Err(error(&step)),
+            Some((_, Hole::Broken)) => return Err(error(&Step::File)),
+            None => {}
         }
         let (mut at, mut rest) = (addr.0, buf);
         while !rest.is_empty() {
@@ -381,7 +414,11 @@ impl Target for Process {
         Some(self)
     }
     fn calls(&mut self) -> Option<&mut dyn Calls> {
-        Some(self)
+        if self.area().is_none() { Some(self) } else { None }
+    }
+    fn area(&self) -> Option<Area> {
+        let m = self.maps.iter().find(|m| m.name == AREA)?;
+        Some(Area { start: RunAddr(m.start), size: m.bytes.len() as u64 })
     }
     fn cache(&mut self) -> Option<&mut dyn CacheFlush> {
         if self.caches && !self.by_call { Some(self) } else { None }
@@ -424,6 +461,12 @@ impl Threads for Process {
                 let at = X86_64.registers().pc;
                 self.threads.iter_mut().filter(|t| t.id == *id).for_each(|t| t.registers.set(at, *pc));
                 self.leaves = None;
+            }
+        }
+        if let Some((looks, happen)) = self.event {
+            self.event = Some((looks - 1, happen)).filter(|e| e.0 > 0);
+            if looks == 1 {
+                happen(self);
             }
         }
         // "Nothing stays attached" when it fails.
