@@ -8,6 +8,7 @@ use crate::session::error::SessionError;
 use crate::session::record::{Record, RecordSite, State};
 use crate::session::stack::Protected;
 use crate::session::sweep::sweep;
+use crate::session::unwind::return_bits;
 use crate::session::{Clock, Inspected, attach, find_word, hex, inspect, is_active, resume_all, stop_all, with_flush};
 use crate::target::{Target, TargetError, ThreadId};
 use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
@@ -289,7 +290,8 @@ fn search(
 ) -> Result<Option<Why>, SessionError> {
     let layout = arch.registers();
     let word = arch.address_bits() / 8;
-    let bits = arch.return_address_bits() & if word == 4 { u64::from(u32::MAX) } else { u64::MAX };
+    let all = target.mappings().ok_or(TargetError::Unsupported { what: "list mappings" })?.mappings()?;
+    let bits = return_bits(arch, &all) & if word == 4 { u64::from(u32::MAX) } else { u64::MAX };
     let inside = |v: u64| ranges.iter().any(|r| v.wrapping_sub(r.0.0) & bits < r.1.0.saturating_sub(r.0.0));
     let mut stacks = Vec::new();
     for &t in threads {
@@ -311,7 +313,7 @@ fn search(
     excluded.sort_unstable();
     let mut pieces: Vec<(RunAddr, RunAddr, String)> = Vec::new();
     let mut total = 0;
-    for mut m in maps.mappings()?.into_iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)) {
+    for mut m in all.into_iter().filter(|m| m.perm.write && m.perm.read && !own(m.start)) {
         // Below the lowest stack pointer of a stack nothing is alive.
         let mut live = m.start;
         if let Some(&sp) = stacks.get(stacks.partition_point(|sp| *sp < m.start.0)).filter(|sp| **sp < m.end.0) {
@@ -340,9 +342,7 @@ fn search(
             let n = (end.0 - at.0).min(CHUNK) as usize;
             let piece = &mut buf[..n];
             read_around(target, at, piece)?;
-            let find = |r: &(RunAddr, RunAddr)| {
-                find_word(piece, word, arch.data_endian(), arch.return_address_bits(), r.0.0..r.1.0)
-            };
+            let find = |r: &(RunAddr, RunAddr)| find_word(piece, word, arch.data_endian(), bits, r.0.0..r.1.0);
             if let Some(i) = ranges.iter().find_map(find) {
                 let place = at.offset((i * usize::from(word)) as u64);
                 let name = if name.is_empty() { "anonymous memory" } else { name.as_str() };
