@@ -183,6 +183,28 @@ impl GdbTarget {
         Ok(())
     }
 
+    /// The first place that `fits` and is still what it was found to be: a patch may have put a jump there.
+    fn pick_code(&mut self, insn: &[u8], fits: &dyn Fn(u64) -> bool) -> Result<u64, TargetError> {
+        // Twice: what is found at the first look may all be gone.
+        for _ in 0..2 {
+            while let Some(i) = self.code.iter().position(|c| fits(*c)) {
+                let at = self.code[i];
+                match self.stub.read_bytes(at, insn.len()) {
+                    Ok(now) if now == insn => return Ok(at),
+                    Ok(_) | Err(GdbError::Refused { .. }) => self.code.remove(i),
+                    Err(e) => return Err(self.fault(e)),
+                };
+            }
+            if !self.code.is_empty() {
+                break;
+            }
+            self.find_code()?;
+        }
+        let why = "has no system call instruction that could be used, but on the page that is to be changed or where the \
+                   thread waits";
+        Err(unsuitable("no-syscall-instruction", &self.stub.name, why))
+    }
+
     /// Makes a system call in the held thread.
     pub(super) fn inject(
         &mut self,
@@ -213,12 +235,8 @@ impl GdbTarget {
         // Where the kernel has taken the thread's call back, one at that very place would become the rest of the thread's own,
         // whatever it is meant to be.
         let own = linux.taken_back.map(|_| held.regs.get(layout.pc));
-        let apart = |c: &&u64| (**c + room <= avoid.0 || **c >= avoid.1) && Some(**c) != own;
-        let Some(&call) = self.code.iter().find(apart) else {
-            let why = "has no system call instruction that could be used, but on the page that is to be changed or where the \
-                       thread waits";
-            return Err(unsuitable("no-syscall-instruction", &self.stub.name, why));
-        };
+        let apart = |c: u64| (c + room <= avoid.0 || c >= avoid.1) && Some(c) != own;
+        let call = self.pick_code(linux.syscall_insn, &apart)?;
         if let Some((index, bytes)) = scratch {
             if bytes.len() as u64 > SCRATCH || index >= args.len() {
                 return Err(TargetError::Unsupported { what: "pass that much data to a system call" });

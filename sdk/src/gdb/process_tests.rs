@@ -323,3 +323,22 @@ fn a_target_that_was_not_let_go_stands() {
         ends_well(t, &p);
     }
 }
+
+#[test]
+fn calls_are_made_by_what_is_an_instruction_for_that_now() {
+    let (mut t, p) = process();
+    t.hold().unwrap();
+    close(&mut t).unwrap();
+    // A jump, as a trampoline.
+    look(&p).memory[CALLS[0]..CALLS[0] + 5].copy_from_slice(&[0xe9, 1, 2, 3, 4]);
+    close(&mut t).unwrap();
+    close(&mut t).unwrap();
+    // Taken back: found again when the others are gone.
+    look(&p).memory[CALLS[0]..CALLS[0] + 2].copy_from_slice(&[0x0f, 0x05]);
+    look(&p).memory[CALLS[1]] = 0xe9;
+    close(&mut t).unwrap();
+    look(&p).memory[CALLS[0]] = 0xe9;
+    assert_eq!(close(&mut t).unwrap_err().rule(), "no-syscall-instruction");
+    t.release().unwrap();
+    ends_well(t, &p);
+}
