@@ -245,6 +245,8 @@ impl GdbTarget {
             args[index] = base + ARGUMENTS;
         }
         layout.send(&mut regs, call);
+        // A handler that runs now must not use the memory of the call's data for its frame.
+        regs.set(layout.sp, base);
         for (r, a) in layout.syscall_args.iter().zip(args) {
             regs.set(*r, a);
         }
@@ -257,7 +259,6 @@ impl GdbTarget {
             }
             let at = base + u64::from(offset) * word as u64;
             self.stub.write_bytes(at, &bytes).map_err(|e| self.fault(e))?;
-            regs.set(layout.sp, base);
         } else if rest.iter().any(|a| *a != 0) {
             return Err(TargetError::Unsupported { what: "pass that many arguments to a system call" });
         }

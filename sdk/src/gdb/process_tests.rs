@@ -13,8 +13,9 @@ use tigerfix_core::target::{Calls as _, Target as _, TargetError, Threads as _};
 
 static ARCH: X86_64 = X86_64;
 const LONG: Duration = Duration::from_secs(60);
-/// Where rax, rsp and rip lie in the block.
+/// Where rax, rdi, rsp and rip lie in the block.
 const RAX: usize = 0;
+const RDI: usize = 40;
 const RSP: usize = 56;
 const RIP: usize = 128;
 /// Where the program waits.
@@ -39,6 +40,8 @@ struct Process {
     runs: bool,
     /// To the next packets that begin so, the first ones first.
     odd: Vec<(&'static str, Answer)>,
+    /// What the first arguments of calls pointed at.
+    arguments: Vec<u8>,
     /// What went wrong with the process.
     harm: Vec<String>,
     seen: Vec<String>,
@@ -101,6 +104,10 @@ impl Process {
         } else if p.starts_with("vCont;c:") {
             let at = self.reg(RIP) as usize;
             let own = at as u64 == OWN;
+            // As a signal handler does that runs before the call.
+            let (sp, frame) = (self.reg(RSP) as usize, 4600);
+            self.memory[sp - 128 - frame..sp - 128].fill(0xff);
+            self.arguments.push(self.memory[self.reg(RDI) as usize]);
             if self.memory[at..].starts_with(&[0x0f, 0x05]) || own {
                 self.set(RAX, 0);
                 self.set(RIP, at as u64 + if own { 1 } else { 2 });
@@ -150,8 +157,15 @@ fn process() -> (GdbTarget, Arc<Mutex<Process>>) {
     for at in CALLS {
         memory[at..at + 2].copy_from_slice(&[0x0f, 0x05]);
     }
-    let mut p =
-        Process { memory, regs: vec![0; 164], runs: false, odd: Vec::new(), harm: Vec::new(), seen: Vec::new() };
+    let mut p = Process {
+        memory,
+        regs: vec![0; 164],
+        runs: false,
+        odd: Vec::new(),
+        arguments: Vec::new(),
+        harm: Vec::new(),
+        seen: Vec::new(),
+    };
     p.set(RSP, 0x9000);
     p.set(RIP, OWN);
     let p = Arc::new(Mutex::new(p));
@@ -201,14 +215,15 @@ fn a_thread_is_released_when_its_registers_are_back() {
     ends_well(t, &p);
     // Memory below its stack as well.
     let (mut t, p) = process();
-    look(&p).memory[0x9000 - 128 - 4096..0x9000 - 128].fill(7);
+    look(&p).memory[0x9000 - 128 - 4096 - 256..0x9000 - 128].fill(7);
     let before = look(&p).memory.clone();
     t.hold().unwrap();
     t.syscall("open", 2, [0; 6], Some((0, b"name\0"))).unwrap();
+    assert_eq!(look(&p).arguments, [b'n'], "what a handler writes is elsewhere");
     odd(&p, &[("M", Answer::Error)]);
     t.release().unwrap_err();
     t.release().unwrap();
-    assert!(look(&p).memory == before);
+    assert!(look(&p).memory[0x9000 - 128 - 4096 - 256..] == before[0x9000 - 128 - 4096 - 256..]);
     ends_well(t, &p);
 }
 
