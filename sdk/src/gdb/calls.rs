@@ -13,8 +13,8 @@ use tigerfix_core::arch::{LinuxAbi, Registers};
 use tigerfix_core::field::store;
 use tigerfix_core::target::{Calls, Target as _, TargetError, ThreadId};
 
-/// How long an injected call may take.
-const CALL: Duration = Duration::from_secs(10);
+/// How long an injected call may take. Tests have some that don't end.
+const CALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// Room for data of a call, and below it for arguments on the stack, bytes.
 const SCRATCH: u64 = 4096;
 const ARGUMENTS: u64 = 256;
@@ -26,6 +26,17 @@ const FAULTS: [u8; 5] = [4, 8, 10, 11, 12];
 const MAX_CODE: usize = 64;
 /// Code of one module that is looked through, bytes.
 const MAX_SEARCH: u64 = 4 << 20;
+
+/// The error, with more said about it.
+fn with_note(e: TargetError, note: &str) -> TargetError {
+    match e {
+        TargetError::Unsuitable { rule, what, why } => {
+            TargetError::Unsuitable { rule, what, why: format!("{why}; {note}") }
+        }
+        TargetError::System { what, why } => TargetError::System { what, why: format!("{why}; {note}") },
+        e => e,
+    }
+}
 
 /// A thread that makes calls.
 pub(super) struct Held {
@@ -57,42 +68,87 @@ impl GdbTarget {
         &mut self,
         f: impl FnOnce(&mut Self) -> Result<T, TargetError>,
     ) -> Result<T, TargetError> {
-        if self.held.is_some() {
-            return f(self);
-        }
+        let mine = self.held.is_none();
         self.hold()?;
         let result = f(self);
-        let released = self.release();
-        let value = result?;
-        released.map(|()| value)
+        if !mine {
+            return result;
+        }
+        match (result, self.release()) {
+            (result, Ok(())) => result,
+            (Ok(_), Err(e)) => Err(e),
+            // A thread without its own registers is the worse of the two.
+            (Err(first), Err(e)) => Err(with_note(e, &format!("before that: {first}"))),
+        }
     }
 
-    /// Sets a breakpoint: by the stub, or by hand (then what was there is returned).
-    pub(super) fn plant(&mut self, at: u64) -> Result<Option<Vec<u8>>, TargetError> {
+    /// Sets a breakpoint in a target that stands: by the stub, or by hand.
+    pub(super) fn plant(&mut self, at: u64) -> Result<(), TargetError> {
+        // What is there now is ours, not what was there.
+        if self.planted.iter().any(|p| p.0 == at) {
+            return Ok(());
+        }
         let code = self.arch.breakpoint();
         if self.stub.breakpoints != Some(false) {
             let done = self.stub.order(format!("Z0,{at:x},{:x}", code.len()).as_bytes()).map_err(|e| self.fault(e))?;
             self.stub.breakpoints = Some(done);
             if done {
-                return Ok(None);
+                self.planted.push((at, None));
+                return Ok(());
             }
         }
         let mut old = vec![0u8; code.len()];
         self.read(RunAddr(at), &mut old)?;
-        self.stub.write_bytes(at, code).map_err(|e| self.fault(e))?;
-        Ok(Some(old))
+        // First: a write that fails may have happened.
+        self.planted.push((at, Some(old)));
+        self.stub.write_bytes(at, code).map_err(|e| self.fault(e))
     }
 
-    /// Takes it away.
-    pub(super) fn uproot(&mut self, at: u64, old: Option<Vec<u8>>) -> Result<(), TargetError> {
-        let done = match old {
-            Some(old) => self.stub.write_bytes(at, &old),
-            None => {
-                let len = self.arch.breakpoint().len();
-                self.stub.order(format!("z0,{at:x},{len:x}").as_bytes()).map(|_| ())
+    /// Takes all breakpoints away from a target that stands. Those for which that fails stay noted.
+    pub(super) fn uproot(&mut self) -> Result<(), TargetError> {
+        let mut result = Ok(());
+        for (at, old) in std::mem::take(&mut self.planted) {
+            let done = match &old {
+                Some(old) => self.stub.write_bytes(at, old),
+                None => {
+                    let len = self.arch.breakpoint().len();
+                    self.stub.order(format!("z0,{at:x},{len:x}").as_bytes()).map(|_| ())
+                }
+            };
+            if let Err(e) = done {
+                self.planted.push((at, old));
+                let note = format!("a breakpoint of tfix stays at {at:#x}, and the target must not go on with it");
+                result = result.and(Err(with_note(self.fault(e), &note)));
             }
-        };
-        done.map_err(|e| self.fault(e))
+        }
+        result
+    }
+
+    /// Puts back all that is changed for the moment only, breakpoints and a held thread's state: before the target goes on.
+    pub(super) fn mend(&mut self) -> Result<(), TargetError> {
+        if self.held.is_none() && self.planted.is_empty() {
+            return Ok(());
+        }
+        let stands = self.stand();
+        if self.stub.line.running {
+            return stands;
+        }
+        stands.and(self.uproot()).and(self.restore())
+    }
+
+    /// Puts the held thread's state back. It stays held until that is done.
+    fn restore(&mut self) -> Result<(), TargetError> {
+        let Some(held) = &self.held else { return Ok(()) };
+        let thread = held.thread;
+        let under = self.stub.write_bytes(held.base, &held.under);
+        let set = self.stub.block(thread).and_then(|now| self.stub.set_block(thread, &self.map, &now, &held.block));
+        under.and(set).map_err(|e| {
+            let note =
+                format!("thread {thread} still has the registers of an injected call, and must not go on with them");
+            with_note(self.fault(e), &note)
+        })?;
+        self.held = None;
+        Ok(())
     }
 
     /// Is a thread with this pc at the breakpoint at `at`? Some stubs report the address behind it.
@@ -127,6 +183,28 @@ impl GdbTarget {
         Ok(())
     }
 
+    /// The first place that `fits` and is still what it was found to be: a patch may have put a jump there.
+    fn pick_code(&mut self, insn: &[u8], fits: &dyn Fn(u64) -> bool) -> Result<u64, TargetError> {
+        // Twice: what is found at the first look may all be gone.
+        for _ in 0..2 {
+            while let Some(i) = self.code.iter().position(|c| fits(*c)) {
+                let at = self.code[i];
+                match self.stub.read_bytes(at, insn.len()) {
+                    Ok(now) if now == insn => return Ok(at),
+                    Ok(_) | Err(GdbError::Refused { .. }) => self.code.remove(i),
+                    Err(e) => return Err(self.fault(e)),
+                };
+            }
+            if !self.code.is_empty() {
+                break;
+            }
+            self.find_code()?;
+        }
+        let why = "has no system call instruction that could be used, but on the page that is to be changed or where the \
+                   thread waits";
+        Err(unsuitable("no-syscall-instruction", &self.stub.name, why))
+    }
+
     /// Makes a system call in the held thread.
     pub(super) fn inject(
         &mut self,
@@ -157,12 +235,8 @@ impl GdbTarget {
         // Where the kernel has taken the thread's call back, one at that very place would become the rest of the thread's own,
         // whatever it is meant to be.
         let own = linux.taken_back.map(|_| held.regs.get(layout.pc));
-        let apart = |c: &&u64| (**c + room <= avoid.0 || **c >= avoid.1) && Some(**c) != own;
-        let Some(&call) = self.code.iter().find(apart) else {
-            let why = "has no system call instruction that could be used, but on the page that is to be changed or where the \
-                       thread waits";
-            return Err(unsuitable("no-syscall-instruction", &self.stub.name, why));
-        };
+        let apart = |c: u64| (c + room <= avoid.0 || c >= avoid.1) && Some(c) != own;
+        let call = self.pick_code(linux.syscall_insn, &apart)?;
         if let Some((index, bytes)) = scratch {
             if bytes.len() as u64 > SCRATCH || index >= args.len() {
                 return Err(TargetError::Unsupported { what: "pass that much data to a system call" });
@@ -171,6 +245,8 @@ impl GdbTarget {
             args[index] = base + ARGUMENTS;
         }
         layout.send(&mut regs, call);
+        // A handler that runs now must not use the memory of the call's data for its frame.
+        regs.set(layout.sp, base);
         for (r, a) in layout.syscall_args.iter().zip(args) {
             regs.set(*r, a);
         }
@@ -183,7 +259,6 @@ impl GdbTarget {
             }
             let at = base + u64::from(offset) * word as u64;
             self.stub.write_bytes(at, &bytes).map_err(|e| self.fault(e))?;
-            regs.set(layout.sp, base);
         } else if rest.iter().any(|a| *a != 0) {
             return Err(TargetError::Unsupported { what: "pass that many arguments to a system call" });
         }
@@ -202,13 +277,12 @@ impl GdbTarget {
 
     /// Runs the held thread from `regs` to `end`, where a breakpoint is set meanwhile.
     fn run_call(&mut self, regs: &Registers, end: u64, name: &str) -> Result<Registers, TargetError> {
-        let bytes = self.plant(end)?;
-        let ran = self.run_to_end(regs, end, name);
-        // While the thread runs nothing can be put back; it stays marked as running.
+        let ran = self.plant(end).and_then(|()| self.run_to_end(regs, end, name));
+        // While the thread runs nothing can be put back; that is done when it stands again.
         if self.stub.line.running {
             return ran;
         }
-        let uprooted = self.uproot(end, bytes);
+        let uprooted = self.uproot();
         let now = ran?;
         uprooted.map(|()| now)
     }
@@ -274,13 +348,17 @@ impl GdbTarget {
 impl Calls for GdbTarget {
     fn hold(&mut self) -> Result<ThreadId, TargetError> {
         if let Some(h) = &self.held {
-            return Ok(ThreadId(h.thread));
+            let thread = ThreadId(h.thread);
+            // After a call that did not end.
+            self.stand()?;
+            return Ok(thread);
         }
         if self.stub.kind != Kind::Process {
             return Err(TargetError::Unsupported { what: "make calls in a target without an operating system" });
         }
         let ran = self.stub.line.running;
         self.stand()?;
+        self.uproot()?;
         self.find_code()?;
         let mut ids = self.stub.thread_ids().map_err(|e| self.fault(e))?;
         if !self.stub.interruptible && ids.len() > 1 {
@@ -351,7 +429,8 @@ impl Calls for GdbTarget {
     }
 
     fn release(&mut self) -> Result<(), TargetError> {
-        let Some(held) = self.held.take() else { return Ok(()) };
+        let Some(held) = &self.held else { return Ok(()) };
+        let ran = held.ran;
         if self.stub.line.running {
             return Err(TargetError::Timeout {
                 thread: ThreadId(held.thread),
@@ -359,11 +438,8 @@ impl Calls for GdbTarget {
                 millis: CALL.as_millis() as u64,
             });
         }
-        let under = self.stub.write_bytes(held.base, &held.under);
-        let set =
-            self.stub.block(held.thread).and_then(|now| self.stub.set_block(held.thread, &self.map, &now, &held.block));
-        under.and(set).map_err(|e| self.fault(e))?;
-        if held.ran {
+        self.uproot().and(self.restore())?;
+        if ran {
             use tigerfix_core::target::Threads as _;
             self.resume_all()?;
         }

@@ -27,6 +27,8 @@ pub(super) struct Connection {
     patience: Duration,
     /// The target runs.
     pub(super) running: bool,
+    /// The deadline after which the line was looked at once more: a wait that is over takes no more than that.
+    overdue: Option<Instant>,
     /// Why nothing more is said.
     broken: Option<GdbError>,
 }
@@ -47,6 +49,7 @@ impl Connection {
             acks: true,
             patience,
             running: false,
+            overdue: None,
             broken: None,
         }
     }
@@ -102,29 +105,27 @@ impl Connection {
         }
     }
 
-    /// The next event, or `None` at the deadline.
+    /// The next event, or `None` at the deadline: then what has come by now is given out, but a stub that talks without end is
+    /// no better than a silent one.
     fn next(&mut self, during: &[u8], deadline: Instant) -> Result<Option<Event>, GdbError> {
         let mut buf = [0u8; 4096];
         loop {
             if let Some(e) = self.events.pop_front() {
                 return Ok(Some(e));
             }
+            // What came in time may not have been read in time.
+            if Instant::now() >= deadline && self.overdue.replace(deadline) == Some(deadline) {
+                return Ok(None);
+            }
             match self.link.receive(&mut buf, deadline) {
                 Ok(Got::Bytes(n)) => {
                     for &b in buf.get(..n).unwrap_or_default() {
                         self.events.extend(self.decoder.push(b));
                     }
-                    if !self.events.is_empty() {
-                        continue;
-                    }
                 }
                 Ok(Got::Nothing) => {}
                 Ok(Got::End) => return self.lost(during, "it was closed at the other end".into()),
                 Err(e) => return self.lost(during, e.to_string()),
-            }
-            // A stub that sends bytes without end, but no packet, is no better than a silent one.
-            if Instant::now() >= deadline {
-                return Ok(None);
             }
         }
     }

@@ -6,8 +6,8 @@ use super::reply::Stop;
 use super::stub::Stub;
 use std::time::{Duration, Instant};
 
-/// How long attaching to a process, and stopping one, may take.
-const STOP: Duration = Duration::from_secs(10);
+/// How long attaching to a process, and stopping one, may take. Tests have some that don't stop.
+const STOP: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 
 impl Stub {
     fn can(&self, action: u8) -> bool {
@@ -37,12 +37,24 @@ impl Stub {
         };
         self.line.send(what.as_bytes())?;
         self.runs();
-        let stop = self.line.stopped(what.as_bytes(), deadline)?;
-        if let Some(s) = &stop {
-            self.stop = s.clone();
-            self.stands();
+        self.stopped(what.as_bytes(), deadline)
+    }
+
+    /// Waits for the stop. A stub that says no to `during` has not let the target go.
+    fn stopped(&mut self, during: &[u8], deadline: Instant) -> Result<Option<Stop>, GdbError> {
+        let stop = self.line.stopped(during, deadline);
+        match &stop {
+            Ok(Some(s)) => {
+                self.stop = s.clone();
+                self.stands();
+            }
+            Err(GdbError::Refused { .. } | GdbError::Lacks { .. }) => {
+                self.line.running = false;
+                self.stands();
+            }
+            _ => {}
         }
-        Ok(stop)
+        stop
     }
 
     /// Lets everything go on, with the signals that it was due.
@@ -99,12 +111,8 @@ impl Stub {
         if !self.line.running {
             return Ok(());
         }
-        match self.line.stopped(b"0x03", Instant::now() + limit)? {
-            Some(stop) => {
-                self.stop = stop;
-                self.stands();
-                Ok(())
-            }
+        match self.stopped(b"0x03", Instant::now() + limit)? {
+            Some(_) => Ok(()),
             None => Err(GdbError::NotStopping { millis: limit.as_millis() as u64 }),
         }
     }
@@ -115,16 +123,18 @@ impl Stub {
             return Err(GdbError::Lacks { what: "be left (`D`)".into() });
         }
         self.runs();
+        self.left = true;
         Ok(())
     }
 
     /// Attaches to the process, for the first time or again after it was left.
     pub(super) fn attach_again(&mut self) -> Result<(), GdbError> {
         if let Some(pid) = self.attached
-            && self.line.running
+            && self.left
         {
             self.look();
             self.stop = attach(&mut self.line, pid)?;
+            self.left = false;
             self.stands();
         }
         Ok(())
@@ -134,10 +144,13 @@ impl Stub {
 /// Whatever went wrong: a target that stands goes on.
 impl Drop for Stub {
     fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
         // Errors have nobody to go to.
         if !self.line.running {
             let _ = self.detach();
-        } else if self.attached.is_none() && self.interruptible && self.halt().is_ok() {
+        } else if !self.left && self.interruptible && self.halt().is_ok() {
             // A stub that is left without a word may keep the target, and stop it when it notices.
             let _ = self.detach();
         }

@@ -18,6 +18,8 @@ pub(super) enum Say {
     Raw(Vec<u8>),
     /// The acknowledgement only.
     Nothing,
+    /// These bytes, again and again.
+    Flood(Vec<u8>),
     /// Closes the line.
     Hang,
 }
@@ -54,6 +56,15 @@ pub(super) fn line(
                 Say::Made(p) => out.extend(frame(p.as_bytes())),
                 Say::Raw(bytes) => out.extend(bytes),
                 Say::Nothing => {}
+                Say::Flood(bytes) => {
+                    seen.push(text);
+                    // Whatever is said meanwhile is heard, and means nothing.
+                    let mut ears = theirs.try_clone().unwrap();
+                    let listener = std::thread::spawn(move || std::io::copy(&mut ears, &mut std::io::sink()));
+                    while theirs.write_all(&bytes).is_ok() {}
+                    let _ = listener.join();
+                    return seen;
+                }
                 Say::Hang => {
                     seen.push(text);
                     return seen;

@@ -35,6 +35,8 @@ mod xml;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod process_tests;
+#[cfg(test)]
 mod tests;
 
 pub use address_space::parse_area;

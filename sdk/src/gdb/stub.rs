@@ -47,6 +47,10 @@ pub struct Stub {
     pub(super) vcont: Vec<u8>,
     /// The process that it attached to for us: left and taken up again at will.
     pub(super) attached: Option<u64>,
+    /// That process was left, or not taken up yet.
+    pub(super) left: bool,
+    /// The target is not to be let go at the end: it would run into something of ours.
+    pub(super) keep: bool,
     /// The last stop.
     pub(super) stop: Stop,
     /// Signals to be passed on when the target goes on: thread and gdb's number.
@@ -116,6 +120,8 @@ impl Stub {
             interruptible: true,
             vcont: Vec::new(),
             attached: pid,
+            left: pid.is_some(),
+            keep: false,
             stop,
             signals: Vec::new(),
             files: None,

@@ -37,6 +37,8 @@ pub struct GdbTarget {
     /// The memory map, where there is no operating system and the stub has one; else empty. Ascending.
     pub(super) regions: Vec<Region>,
     pub(super) held: Option<Held>,
+    /// Breakpoints that are set, with what was there where they were written by hand: taken away as soon as the target stands.
+    pub(super) planted: Vec<(u64, Option<Vec<u8>>)>,
     /// Places of system call instructions that are used for calls.
     pub(super) code: Vec<u64>,
     /// The address space, as long as nothing changes it.
@@ -111,6 +113,7 @@ impl GdbTarget {
             area,
             regions,
             held: None,
+            planted: Vec::new(),
             code: Vec::new(),
             maps: None,
             settled: false,
@@ -152,6 +155,7 @@ impl GdbTarget {
     /// # Errors
     /// [`TargetError`]
     pub fn go(&mut self) -> Result<(), TargetError> {
+        self.mend()?;
         if !self.stub.line.running {
             self.let_call_go();
         }
@@ -165,6 +169,7 @@ impl GdbTarget {
     /// [`TargetError`], with the rule `remote-not-stopping` when it still runs after `limit`.
     pub fn await_stop(&mut self, limit: Duration) -> Result<(), TargetError> {
         self.stub.await_stop(limit).map_err(|e| self.fault(e))?;
+        self.uproot()?;
         self.settle()
     }
 
@@ -174,33 +179,33 @@ impl GdbTarget {
     /// [`TargetError`], with the rule `remote-not-stopping` when none has after `limit`: it runs on then.
     pub fn run_to(&mut self, at: RunAddr, limit: Duration) -> Result<(), TargetError> {
         self.stand()?;
+        self.mend()?;
         let deadline = Instant::now() + limit;
-        let bytes = self.plant(at.0)?;
+        let ran = self.plant(at.0).and_then(|()| self.run_until(at.0, deadline));
+        // While it runs the breakpoint can't be taken away; that is done when it stands again.
+        if self.stub.line.running {
+            return ran;
+        }
+        let uprooted = self.uproot();
+        ran.and(uprooted)?;
+        self.settle()
+    }
+
+    fn run_until(&mut self, at: u64, deadline: Instant) -> Result<(), TargetError> {
         self.forget();
-        let mut result = Ok(());
         loop {
-            result = result
-                .and_then(|()| self.stub.go())
-                .and_then(|()| self.stub.await_stop(deadline.saturating_duration_since(Instant::now())));
-            if result.is_err() {
-                break;
-            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.stub.go().and_then(|()| self.stub.await_stop(left)).map_err(|e| self.fault(e))?;
             let thread = self.current()?;
             let pc = self.registers_of(thread)?.get(self.arch.registers().pc);
-            if self.is_at(pc, at.0) {
-                break;
+            if self.is_at(pc, at) {
+                return Ok(());
             }
             let signal = self.stub.stop.signal;
             if signal != 5 {
                 self.stub.signals.push((thread, signal));
             }
         }
-        if self.stub.line.running {
-            return result.map_err(|e| self.fault(e));
-        }
-        self.uproot(at.0, bytes)?;
-        result.map_err(|e| self.fault(e))?;
-        self.settle()
     }
 
     pub(super) fn fault(&self, e: GdbError) -> TargetError {
@@ -386,9 +391,11 @@ impl Target for GdbTarget {
 
 impl Drop for GdbTarget {
     fn drop(&mut self) {
-        // Errors have nobody to go to. The stub leaves the target when it is dropped itself.
-        let _ = self.release();
-        if !self.stub.line.running {
+        // Errors have nobody to go to, and whoever tried this before has told. The stub leaves the target when it is dropped
+        // itself; but one that would crash is better off where it stands.
+        if self.mend().or_else(|_| self.mend()).is_err() {
+            self.stub.keep = true;
+        } else if !self.stub.line.running {
             self.let_call_go();
         }
     }

@@ -107,6 +107,40 @@ fn a_stub_that_talks_without_end_is_left() {
 }
 
 #[test]
+fn talk_without_end_does_not_outlast_the_deadline() {
+    let notification = [&b"%Stop:T05"[..], &frame(b"Stop:T05")[9..]].concat();
+    let floods = [b"+".to_vec(), b"noise".to_vec(), b"-+".to_vec(), notification, frame(b"O41")];
+    for flood in floods {
+        let text = flood.clone();
+        let (mut c, _stub) = line(false, SHORT, move |_, _| Say::Flood(text.clone()));
+        c.no_acks();
+        let begin = Instant::now();
+        assert!(matches!(c.ask(b"g"), Err(GdbError::Silent { .. } | GdbError::Nonsense { .. })));
+        assert!(begin.elapsed() < LONG / 4, "{flood:?}");
+        // A running target has not stopped, whatever is said.
+        let text = flood.clone();
+        let (mut c, _stub) = line(false, LONG, move |_, _| Say::Flood(text.clone()));
+        c.no_acks();
+        c.send(b"c").unwrap();
+        let begin = Instant::now();
+        assert_eq!(c.stopped(b"c", Instant::now() + SHORT), Ok(None), "{flood:?}");
+        assert!(begin.elapsed() < LONG / 4, "{flood:?}");
+    }
+    // Without the acknowledgement that is due.
+    let (mut c, _stub) = line(true, SHORT, |_, _| Say::Flood(b"%x#78".to_vec()));
+    assert!(matches!(c.ask(b"g"), Err(GdbError::Silent { .. })));
+}
+
+#[test]
+fn what_came_in_time_is_read_after_the_deadline() {
+    let (mut c, _stub) = line(true, LONG, |_, _| Say::Packet("T05thread:7;"));
+    c.send(b"c").unwrap();
+    std::thread::sleep(SHORT);
+    let stop = c.stopped(b"c", Instant::now()).unwrap();
+    assert_eq!(stop.and_then(|s| s.thread), Some(7));
+}
+
+#[test]
 fn a_closed_line_says_in_what_state_the_target_was() {
     let (mut c, _stub) = line(true, LONG, |_, _| Say::Hang);
     let e = c.ask(b"g").unwrap_err();

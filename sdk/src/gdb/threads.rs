@@ -35,10 +35,11 @@ impl GdbTarget {
         if !self.stub.line.running {
             return Ok(());
         }
-        let stopped = if self.stub.attached.is_some() { self.stub.attach_again() } else { self.stub.halt() };
+        let stopped = if self.stub.left { self.stub.attach_again() } else { self.stub.halt() };
         self.forget();
         stopped.map_err(|e| self.fault(e))?;
-        self.settle()
+        let uprooted = self.uproot();
+        self.settle().and(uprooted)
     }
 
     /// The thread that reported the last stop.
@@ -112,24 +113,14 @@ impl GdbTarget {
         self.read(RunAddr(pc), &mut code)?;
         let Some(places) = self.arch.comes_past(&regs, &code) else { return Ok(false) };
         let count = if places[0] == places[1] { 1 } else { 2 };
-        let mut planted = Vec::new();
-        let mut result = Ok(false);
-        for &at in &places[..count] {
-            match self.plant(at) {
-                Ok(old) => planted.push((at, old)),
-                Err(e) => result = Err(e),
-            }
+        let planted = places[..count].iter().try_for_each(|at| self.plant(*at));
+        let result = planted.and_then(|()| self.run_past(thread, &places));
+        // Else when it stands again.
+        if self.stub.line.running {
+            return result;
         }
-        if result.is_ok() {
-            result = self.run_past(thread, &places);
-        }
-        if !self.stub.line.running {
-            for (at, old) in planted {
-                let gone = self.uproot(at, old);
-                result = result.and_then(|more| gone.map(|()| more));
-            }
-        }
-        result
+        let uprooted = self.uproot();
+        result.and_then(|more| uprooted.map(|()| more))
     }
 
     fn run_past(&mut self, thread: u64, places: &[u64]) -> Result<bool, TargetError> {
@@ -174,7 +165,11 @@ impl Threads for GdbTarget {
 
     /// A stub that can't stop the target again keeps it until the session's end.
     fn resume_all(&mut self) -> Result<(), TargetError> {
-        if self.stub.line.running || !self.stub.interruptible {
+        if !self.stub.interruptible {
+            return Ok(());
+        }
+        self.mend()?;
+        if self.stub.line.running {
             return Ok(());
         }
         self.let_call_go();
