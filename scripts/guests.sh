@@ -321,9 +321,9 @@ cross_tfix() {
     env PATH=/usr/bin:/bin RUSTC_BOOTSTRAP=1 RUSTFLAGS='-C target-feature=+crt-static' \
         "CARGO_TARGET_${variable^^}_LINKER=$guest_triple-gcc" "CC_$variable=$guest_triple-gcc" \
         nice cargo build --quiet --locked --manifest-path "$guests_repository/Cargo.toml" -p tfix --profile guest \
-        -Zbuild-std=std,panic_abort --target "$guest_rust" --target-dir "$guests_cache/cargo" ||
+        -Zbuild-std=std,panic_abort --target "$guest_rust" --target-dir "$guests_built/cargo" ||
         fail "tfix does not build for $guest_rust"
-    cp "$guests_cache/cargo/$guest_rust/guest/tfix" "$guests_built/tfix-$name"
+    cp "$guests_built/cargo/$guest_rust/guest/tfix" "$guests_built/tfix-$name"
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
