@@ -83,6 +83,7 @@ fn in_the_way(pc: u64, in_slot: bool) -> bool {
     let mut checker = Checker {
         protected: &window,
         returns_to_end: vec![true],
+        arch: &MIPS,
         layout,
         endian: Endian::Big,
         word: 4,
