@@ -28,7 +28,7 @@ extern crate alloc;
 extern crate std;
 
 use tigerfix_core::arch::{Arch, ElfIdent, LinuxAbi, RegisterLayout, ReservedIndex};
-use tigerfix_core::field::Endian;
+use tigerfix_core::field::{Endian, load};
 
 mod abi;
 mod cache;
@@ -171,8 +171,34 @@ impl Arch for Mips {
         flow::step_out(self.is_64, self.endian, frame, read)
     }
 
+    /// Where the kernel emulates the FPU, it lets the instruction in the delay slot of an FPU branch be executed in a page of
+    /// its own, followed by `break 514` (`arch/mips/math-emu/dsemul.c`: `struct emuframe`, BREAK_MATH). Only the kernel
+    /// knows where the branch is and where it leads.
+    fn out_of_place(&self, code: &[u8; 8]) -> bool {
+        const BREAK_MATH: u64 = 514 << 16 | 0xd;
+        code.chunks(4).any(|insn| load(insn, self.endian) == BREAK_MATH)
+    }
+
     fn comes_past(&self, regs: &tigerfix_core::arch::Registers, code: &[u8]) -> Option<[u64; 2]> {
         let pc = regs.get(self.registers().pc);
         flow::comes_past(self.is_64, self.endian, pc, code, &|r| regs.get(r))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delay_slots_that_the_kernel_emulates_are_known() {
+        // `addiu $v0, $v0, 1; break 514`, and the same one instruction later.
+        let frames: [[u32; 2]; 2] = [[0x2442_0001, 0x0202_000d], [0x0202_000d, 0]];
+        for words in frames {
+            let bytes = |f: fn(u32) -> [u8; 4]| [f(words[0]), f(words[1])].concat().try_into().unwrap();
+            assert!(MIPS.out_of_place(&bytes(u32::to_be_bytes)) && MIPSEL.out_of_place(&bytes(u32::to_le_bytes)));
+            assert!(!MIPSEL.out_of_place(&bytes(u32::to_be_bytes)));
+        }
+        // `break 7`
+        assert!(!MIPS.out_of_place(&[0, 7, 0, 0xd, 0, 0, 0, 0]));
     }
 }

@@ -87,6 +87,7 @@ fn in_the_way_with(mut regs: Registers, pc: u64, in_slot: bool) -> bool {
     let mut checker = Checker {
         protected: &window,
         returns_to_end: vec![true],
+        arch: &MIPS,
         layout,
         endian: Endian::Big,
         word: 4,

@@ -763,6 +763,11 @@ pub trait Arch: Relocator + TrampolineEncoder + GotBuilder + CacheInvalidation {
     fn hazard(&self, _code: &[u8], _at: u64) -> Option<Hazard> {
         None
     }
+    /// Is a thread before `code`, which lies in no file, executing an instruction that the system has copied out of its place?
+    /// Its registers don't tell where that place is.
+    fn out_of_place(&self, _code: &[u8; 8]) -> bool {
+        false
+    }
     /// How pages are mapped in which indirect branches have to end at landing pads, where there are such.
     fn guard(&self) -> Option<Guard> {
         None

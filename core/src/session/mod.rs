@@ -88,6 +88,7 @@ impl Inspected {
         Checker {
             protected,
             returns_to_end,
+            arch,
             layout: arch.registers(),
             endian: arch.data_endian(),
             word: arch.address_bits() / 8,

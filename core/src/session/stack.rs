@@ -7,7 +7,7 @@
 //! count as return addresses.
 
 use crate::addr::RunAddr;
-use crate::arch::{RegisterLayout, Registers};
+use crate::arch::{Arch, RegisterLayout, Registers};
 use crate::field::{Endian, load};
 use crate::session::Clock;
 use crate::session::error::{Blocker, SessionError};
@@ -61,6 +61,8 @@ pub struct Checker<'c, 'm> {
     pub protected: &'c [Protected],
     /// For each of them: may its end be a return address? Else a word with that value is a pointer to what comes next.
     pub returns_to_end: Vec<bool>,
+    /// For what only it can tell.
+    pub arch: &'m dyn Arch,
     /// Register layout.
     pub layout: &'static RegisterLayout,
     /// Byte order of data.
@@ -197,6 +199,10 @@ impl Checker<'_, '_> {
                 return Ok(Some(self.blocker(thread, p, at.0, None)));
             }
         }
+        if self.out_of_place(target, RunAddr(pc)) {
+            let why = "the system has it execute an instruction out of its place";
+            return Err(SessionError::StackUnknown { thread, why });
+        }
         // Code that compilers outline may be called with the return address in any general register.
         let usual = [Some(self.layout.pc), Some(self.layout.sp), self.layout.ra];
         let mut others = self.layout.dwarf.iter().map(|(_, r)| *r).filter(|r| !usual.contains(&Some(*r)));
@@ -244,6 +250,13 @@ impl Checker<'_, '_> {
                 why: "it runs on a stack of its own making that cannot be unwound to the end",
             }),
         }
+    }
+
+    /// See [`Arch::out_of_place`]. Firmware has no system that would do so.
+    fn out_of_place(&self, target: &mut dyn Target, pc: RunAddr) -> bool {
+        let copies = !self.one_stack && mapping_of(&self.mappings, pc).is_some_and(|m| m.file == (0, 0));
+        let mut code = [0; 8];
+        copies && target.read(pc, &mut code).is_ok() && self.arch.out_of_place(&code)
     }
 
     /// An address as wide as the architecture's.

@@ -9,6 +9,9 @@ pub struct Caching;
 /// Number of the system call.
 pub const CACHEFLUSH: u64 = 4242;
 
+/// What a thread is about to execute that does so out of its place.
+pub const OUT_OF_PLACE: [u8; 8] = [0x90, 0xf1, 0xf1, 0xf1, 0xf1, 0xf1, 0xf1, 0xf1];
+
 static LINUX: std::sync::LazyLock<LinuxAbi> =
     std::sync::LazyLock::new(|| LinuxAbi { cacheflush: Some(CACHEFLUSH), ..*X86_64.linux().expect("has Linux") });
 
@@ -98,6 +101,9 @@ impl Arch for Caching {
     /// Like an architecture that signs its return addresses.
     fn return_address_bits(&self) -> u64 {
         (1 << 48) - 1
+    }
+    fn out_of_place(&self, code: &[u8; 8]) -> bool {
+        *code == OUT_OF_PLACE
     }
     fn breakpoint(&self) -> &'static [u8] {
         X86_64.breakpoint()

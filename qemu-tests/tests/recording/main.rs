@@ -620,6 +620,28 @@ fn a_thread_that_leaves_is_waited_for() {
     assert_applied(&p, &before, "after three waits");
 }
 
+/// Nobody knows where a thread goes on that executes a copy of an instruction; other code without a file is none of ours.
+#[test]
+fn a_thread_out_of_its_place_is_waited_for() {
+    let s = Subject::fixed();
+    let mut p = s.process();
+    p.by_call = true;
+    p.place(101, JIT + 0x10, &[0]);
+    apply(&mut p.clone(), &s.fix, &options(None)).expect("other code");
+    p.poke(JIT + 0x10, &caching::OUT_OF_PLACE);
+    let before = p.clone();
+    let e = apply(&mut p, &s.fix, &options(None)).map(|a| a.attempts).expect_err("stays there");
+    assert_eq!((e.rule(), e.class()), ("stack-unknown", Class::Refused), "{e}");
+    assert_untouched(&p, &before, "out of place");
+    let mut p = before.clone();
+    p.leaves = Some((3, 101, JIT));
+    assert_eq!(apply(&mut p, &s.fix, &options(None)).expect("applies").attempts, 3);
+    // What lies in a file is what it seems.
+    let mut p = before.clone();
+    p.maps.iter_mut().filter(|m| m.start == JIT).for_each(|m| m.file = (8, 43));
+    apply(&mut p, &s.fix, &options(None)).expect("in a file");
+}
+
 #[test]
 fn a_second_patch_lies_on_top_of_the_first() {
     for s in [Subject::fixed(), Subject::pie()] {

@@ -61,7 +61,6 @@ const ERESTART_RESTARTBLOCK: u64 = 516;
 /// Rule of a thread that is second choice; nobody sees it.
 const SECOND_CHOICE: &str = "second-choice";
 /// Rules that a thread breaks at times only.
-const FOREIGN_STACK: &str = "foreign-stack";
 const STACK_SPACE: &str = "stack-space";
 /// Stack that a called function may use.
 const CALL_STACK: u64 = 16 * 1024;
@@ -308,7 +307,7 @@ impl PtraceTarget {
         });
         if !own {
             return Err(unsuitable(
-                FOREIGN_STACK,
+                "foreign-stack",
                 held.tid,
                 "is not on a stack of its own (a coroutine's or a signal handler's)",
             ));
@@ -780,7 +779,7 @@ impl Calls for PtraceTarget {
             let passing = match &reason {
                 None | Some(TargetError::Timeout { .. }) => true,
                 Some(TargetError::Unsuitable { rule, .. }) => {
-                    matches!(*rule, FOREIGN_STACK | STACK_SPACE | "streaming-mode")
+                    matches!(*rule, "foreign-stack" | STACK_SPACE | "streaming-mode")
                 }
                 Some(_) => false,
             };
