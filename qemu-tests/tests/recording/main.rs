@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use support::{Workshop, fixture, symbols, word};
-use target::{AREA, Fault, Hole, Map, Plan, Process, Step, Then, Thread};
+use target::{AREA, Event, Fault, Hole, Map, Plan, Process, Step, Then, Thread};
 use tigerfix::addr::RunAddr;
 use tigerfix::arch::Registers;
 use tigerfix::error::{Class, Explain as _};
@@ -1001,7 +1001,6 @@ fn a_failure_at_any_step_leaves_no_half_record_in_an_area() {
 #[test]
 fn what_was_lost_between_two_attempts_is_missed() {
     let s = Subject::fixed();
-    type Event = fn(&mut Process);
     let starts_anew: Event = |p| p.maps.iter_mut().filter(|m| m.name == AREA).for_each(|m| m.bytes.fill(0));
     let keeps_its_record: Event = |p| {
         let r = session::list(&mut p.rewound()).expect("lists").remove(0).expect("a record");

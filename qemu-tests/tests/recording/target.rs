@@ -70,6 +70,9 @@ pub enum Hole {
     Broken,
 }
 
+/// What may happen to a target while it runs.
+pub type Event = fn(&mut Process);
+
 /// Name of the memory for patches of a device, which can't make system calls.
 pub const AREA: &str = "area";
 
@@ -123,7 +126,7 @@ pub struct Process {
     /// A thread that goes elsewhere before so many looks: looks, thread, pc.
     pub leaves: Option<(u32, u64, u64)>,
     /// What happens to the target before so many looks.
-    pub event: Option<(u32, fn(&mut Process))>,
+    pub event: Option<(u32, Event)>,
     /// Pages that can't be read, and those where the line breaks.
     pub holes: Vec<(u64, Hole)>,
     pub open: BTreeMap<u64, String>,
