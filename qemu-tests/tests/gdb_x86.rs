@@ -95,7 +95,10 @@ fn threads_behind_a_gdbserver() {
     let program = lab.program("threads_program.c", &["-O2"]);
     let package = lab.package(&program, &lab.patch("threads_patch.c", &["-O2"]));
     let page = lab.write("shared", [0; 4096]);
-    let mut victim = Victim::start_with(&program, &[&page]);
+    // gdbserver sends interrupts to the group that the process leads, as one may be needed where threads are slow.
+    let mut command = Command::new(&program);
+    command.arg(&page).process_group(0);
+    let mut victim = Victim::spawn(command);
     victim.wait_line("alive");
     let before = victim.snapshot();
     let server = Gdbserver::multi();
