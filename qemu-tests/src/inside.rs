@@ -156,11 +156,11 @@ macro_rules! in_guests {
             }
             #[test]
             fn killed_while_patching_a_sleepy_target() {
-                killed(GUEST, "a1_program.c", "a1_patch.c", 24);
+                killed(GUEST, "a1_program.c", "a1_patch.c", 16);
             }
             #[test]
             fn killed_while_patching_a_busy_target() {
-                killed(GUEST, "threads_program.c", "threads_patch.c", 12);
+                killed(GUEST, "threads_program.c", "threads_patch.c", 8);
             }
             #[test]
             fn list_finds_what_is_patched() {

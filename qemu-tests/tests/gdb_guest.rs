@@ -28,14 +28,6 @@ macro_rules! on {
                 through(GUEST, |lab| all_cases(lab, "-O0", PIE));
             }
             #[test]
-            fn a_cases_pie_o2() {
-                through(GUEST, |lab| all_cases(lab, "-O2", PIE));
-            }
-            #[test]
-            fn a_cases_static_o0() {
-                through(GUEST, |lab| all_cases(lab, "-O0", STATIC));
-            }
-            #[test]
             fn a_cases_static_o2() {
                 through(GUEST, |lab| all_cases(lab, "-O2", STATIC));
             }
