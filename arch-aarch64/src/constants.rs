@@ -8,8 +8,7 @@
 
 use crate::flow::{direct, signed};
 use crate::operands::operands;
-use tigerfix_core::arch::Constants;
-use tigerfix_core::decode::JumpTable;
+use tigerfix_core::arch::{Constants, JumpTable};
 
 /// The page that an `adrp` at `at` computes, and the register that it goes to.
 pub(crate) fn page(word: u32, at: u64) -> Option<(u32, u64)> {

@@ -795,6 +795,32 @@ pub struct Guard {
     pub prot: u64,
 }
 
+/// A table of places in a function: entry `i` leads to `base + (entry << shift)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JumpTable {
+    /// Address of the first entry. How many there are is not known.
+    pub at: u64,
+    /// What entries count from; 0 where they are addresses.
+    pub base: u64,
+    /// Size of an entry, bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// May entries be negative?
+    pub signed: bool,
+    /// How far entries are shifted to the left.
+    pub shift: u8,
+}
+
+impl JumpTable {
+    /// Where an entry of `value` leads. Bits beyond its size are not looked at.
+    #[must_use]
+    pub fn target(&self, value: u64) -> u64 {
+        let unused = 64 - 8 * u32::from(self.size.clamp(1, 8));
+        let value = value << unused;
+        let value = if self.signed { (value as i64 >> unused) as u64 } else { value >> unused };
+        self.base.wrapping_add(value << (self.shift & 63))
+    }
+}
+
 /// Code that some processors get wrong; see [`Arch::hazard`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hazard {
@@ -833,4 +859,20 @@ pub struct AbiMismatch {
     pub why: alloc::string::String,
     /// How to compile the object.
     pub hint: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::JumpTable;
+
+    #[test]
+    fn entries_lead_to_places() {
+        let table = |size, signed, shift| JumpTable { at: 0, base: 0x1000, size, signed, shift };
+        assert_eq!(table(1, true, 2).target(0xff), 0xffc);
+        assert_eq!(table(1, false, 2).target(0xff), 0x13fc);
+        assert_eq!(table(2, true, 0).target(0x1_8000), 0x1000u64.wrapping_sub(0x8000));
+        assert_eq!(table(4, true, 2).target(0xffff_fffe), 0xff8);
+        assert_eq!(table(4, false, 0).target(0xffff_fffe), 0x1_0000_0ffe);
+        assert_eq!(JumpTable { base: 0, ..table(8, false, 0) }.target(0x40_1000), 0x40_1000);
+    }
 }

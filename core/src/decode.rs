@@ -1,6 +1,6 @@
 //! The disassembler as a seam: core judges instructions, whoever links core brings the decoder.
 
-use crate::arch::Constants;
+use crate::arch::{Constants, JumpTable};
 use alloc::{boxed::Box, vec::Vec};
 
 /// Where control goes after an instruction.
@@ -43,32 +43,6 @@ pub struct Insn {
     pub table: Option<Box<JumpTable>>,
 }
 
-/// A table of places in a function: entry `i` leads to `base + (entry << shift)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JumpTable {
-    /// Address of the first entry. How many there are is not known.
-    pub at: u64,
-    /// What entries count from; 0 where they are addresses.
-    pub base: u64,
-    /// Size of an entry, bytes: 1, 2, 4 or 8.
-    pub size: u8,
-    /// May entries be negative?
-    pub signed: bool,
-    /// How far entries are shifted to the left.
-    pub shift: u8,
-}
-
-impl JumpTable {
-    /// Where an entry of `value` leads. Bits beyond its size are not looked at.
-    #[must_use]
-    pub fn target(&self, value: u64) -> u64 {
-        let unused = 64 - 8 * u32::from(self.size.clamp(1, 8));
-        let value = value << unused;
-        let value = if self.signed { (value as i64 >> unused) as u64 } else { value >> unused };
-        self.base.wrapping_add(value << (self.shift & 63))
-    }
-}
-
 /// A disassembler for one architecture.
 pub trait Decoder {
     /// Decodes from the start of `code`, which lies at `addr`, until the end or the first bytes that are no instruction.
@@ -83,20 +57,4 @@ pub trait Decoder {
     fn return_registers(&self) -> u64;
     /// Bits of the registers that arguments travel in (a caller sets them before a call).
     fn argument_registers(&self) -> u64;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::JumpTable;
-
-    #[test]
-    fn entries_lead_to_places() {
-        let table = |size, signed, shift| JumpTable { at: 0, base: 0x1000, size, signed, shift };
-        assert_eq!(table(1, true, 2).target(0xff), 0xffc);
-        assert_eq!(table(1, false, 2).target(0xff), 0x13fc);
-        assert_eq!(table(2, true, 0).target(0x1_8000), 0x1000u64.wrapping_sub(0x8000));
-        assert_eq!(table(4, true, 2).target(0xffff_fffe), 0xff8);
-        assert_eq!(table(4, false, 0).target(0xffff_fffe), 0x1_0000_0ffe);
-        assert_eq!(JumpTable { base: 0, ..table(8, false, 0) }.target(0x40_1000), 0x40_1000);
-    }
 }

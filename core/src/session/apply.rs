@@ -72,13 +72,14 @@ fn left_over(cause: SessionError, at: &[RunAddr], undo: &dyn core::fmt::Display)
 
 /// Unmaps a region that no site refers to.
 pub(super) fn discard(target: &mut dyn Target, arch: &dyn Arch, record: &Record) -> Result<(), SessionError> {
-    if !is_there(target, record.at) {
-        return Ok(());
-    }
     region::hold(target)?;
-    let mut result = region::unmap(target, arch, record.at, record.region_size);
-    if record.islands.1 != 0 {
-        result = result.and(region::unmap(target, arch, record.islands.0, record.islands.1));
+    let mut result = Ok(());
+    // Only now: a look may stop the target, and whoever is held goes on as before.
+    if is_there(target, record.at) {
+        result = region::unmap(target, arch, record.at, record.region_size);
+        if record.islands.1 != 0 {
+            result = result.and(region::unmap(target, arch, record.islands.0, record.islands.1));
+        }
     }
     let released = region::release(target);
     result?;
